@@ -1,0 +1,78 @@
+# Needs Python >= 3.11 (with venv and headers), g++ and make; everything else is installed into .venv.
+# A second run does again only what has changed.
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?= --quick
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)')
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
+.PHONY: help test bench accuracy peers lint format wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "Settings (make NAME=VALUE ...) and their defaults:"
+	@awk '/^[A-Z_]+ \?= / {print "     " $$0}' Makefile
+
+# Each of the two workers has two threads on two cores: waiting threads sleep instead of spinning.
+test: .venv/installed .venv/test-tools ## set up, build, run the tests
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+bench: .venv/installed .venv/bench-tools ## set up, build, run the quick benchmarks, write benchmarks/results
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+accuracy: .venv/installed ## set up, build, measure the error of every activation
+	$(BIN)/python -m fastact.testing.accuracy
+
+peers: .venv/installed .venv/peers-tools ## install the other systems that the benchmarks compare with
+
+lint: .venv/lint-tools ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@! git grep --untracked -nIE '(^|[^A-Za-z0-9_.])/(work|home|root|Users)/' || \
+	  { echo "a path of somebody's machine must not be committed"; exit 1; }
+
+format: .venv/lint-tools ## format Python and C++
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+wheel: fastact/_build.py ## build a wheel into dist/
+	rm -rf build/lib.* build/bdist.*
+	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean: ## remove what the build made; .venv stays
+	rm -rf build dist *.egg-info fastact/*.so fastact/_build.py .pytest_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "fastact needs Python 3.11 or newer with the venv module: install python3-venv," \
+	         "or choose another interpreter with make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Named after the version, so that another TORCH= installs and builds anew.
+.venv/torch-$(TORCH): requirements/build.txt | .venv/bin/python
+	rm -f .venv/torch-*
+	$(INSTALL) torch==$(TORCH) -r requirements/build.txt
+	@touch $@
+
+.venv/%-tools: requirements/%.txt | .venv/bin/python
+	$(INSTALL) -r $<
+	@touch $@
+
+# setup.py writes this file last.
+fastact/_build.py: .venv/torch-$(TORCH) $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+# Editable: entry points and metadata; the code is this checkout's.
+.venv/installed: pyproject.toml .venv/torch-$(TORCH) | fastact/_build.py
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@

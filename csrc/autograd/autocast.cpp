@@ -1,0 +1,61 @@
+// Autocast: each operator follows its PyTorch twin on each device. Those not listed run in the
+// dtype they are given, as their twins do.
+#include <ATen/autocast_mode.h>
+
+#include "activation.h"
+
+namespace fastact {
+namespace {
+
+using at::autocast::cached_cast;
+using at::autocast::get_lower_precision_fp_from_device_type;
+
+template <c10::DeviceType device>
+struct LowerPrecision {
+  static Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                       std::optional<c10::string_view> activation, at::ArrayRef<double> parameters,
+                       const std::optional<Tensor>& slope) {
+    using Schema =
+        Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+               std::optional<c10::string_view>, at::ArrayRef<double>, const std::optional<Tensor>&);
+    static const auto handle = find_operator<Schema>("linear");
+    c10::impl::ExcludeDispatchKeyGuard guard(
+        at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    const auto dtype = get_lower_precision_fp_from_device_type(device);
+    return handle.call(cached_cast(dtype, input, device), cached_cast(dtype, weight, device),
+                       cached_cast(dtype, bias, device), activation, parameters,
+                       cached_cast(dtype, slope, device));
+  }
+
+  static Tensor prelu(const Tensor& self, const Tensor& weight) {
+    using Schema = Tensor(const Tensor&, const Tensor&);
+    static const auto handle = find_operator<Schema>("prelu");
+    c10::impl::ExcludeDispatchKeyGuard guard(
+        at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    const auto dtype = get_lower_precision_fp_from_device_type(device);
+    return handle.call(cached_cast(dtype, self, device), cached_cast(dtype, weight, device));
+  }
+};
+
+// CUDA's autocast runs softplus in float32.
+Tensor softplus_fp32(const Tensor& self, double beta, double threshold) {
+  c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCUDA);
+  const double parameters[] = {beta, threshold};
+  return find_activation("softplus")
+      ->call(cached_cast(at::kFloat, self, c10::DeviceType::CUDA), parameters);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastact, AutocastCPU, m) {
+  m.impl("linear", TORCH_FN(LowerPrecision<c10::DeviceType::CPU>::linear));
+  m.impl("prelu", TORCH_FN(LowerPrecision<c10::DeviceType::CPU>::prelu));
+}
+
+TORCH_LIBRARY_IMPL(fastact, AutocastCUDA, m) {
+  m.impl("linear", TORCH_FN(LowerPrecision<c10::DeviceType::CUDA>::linear));
+  m.impl("prelu", TORCH_FN(LowerPrecision<c10::DeviceType::CUDA>::prelu));
+  m.impl("softplus", TORCH_FN(softplus_fp32));
+}
+
+}  // namespace fastact

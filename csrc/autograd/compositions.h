@@ -1,0 +1,214 @@
+// The ATen composition of each activation, one row each: what runs wherever fastact has no kernel
+// (another device, dtype or layout, forward-mode and higher-order derivatives), and so
+// differentiable to any order. `backward` reads what the activation saves: its output or its input.
+#pragma once
+
+#include <ATen/Functions.h>
+
+#include "activation.h"
+
+namespace fastact {
+namespace {
+
+template <class A>
+struct Composition;
+
+struct AnyParameter {
+  static void check(const double*) {}
+};
+
+template <>
+struct Composition<Relu> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::relu(x); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::threshold_backward(g, y, 0);
+  }
+};
+
+template <>
+struct Composition<Relu6> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::relu6(x); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::hardtanh_backward(g, y, 0, 6);
+  }
+};
+
+template <>
+struct Composition<LeakyRelu> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double* p) { return at::leaky_relu(x, p[0]); }
+  static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
+    return at::leaky_relu_backward(g, saved, p[0], LeakyRelu::saves_output(p));
+  }
+};
+
+template <>
+struct Composition<Elu> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double* p) { return at::elu(x, p[0]); }
+  static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
+    return at::elu_backward(g, p[0], 1, 1, Elu::saves_output(p), saved);
+  }
+};
+
+template <>
+struct Composition<Selu> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::selu(x); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::elu_backward(g, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946,
+                            1, /*is_result=*/true, y);
+  }
+};
+
+template <>
+struct Composition<Celu> {
+  static void check(const double* p) {
+    TORCH_CHECK(p[0] != 0, "fastact.celu(): alpha: expected a number other than 0, got ", p[0]);
+  }
+  static Tensor forward(const Tensor& x, const double* p) { return at::celu(x, p[0]); }
+  static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
+    return at::elu_backward(g, p[0], 1, 1 / p[0], Celu::saves_output(p), saved);
+  }
+};
+
+template <>
+struct Composition<Gelu> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::gelu(x); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::gelu_backward(g, x);
+  }
+};
+
+template <>
+struct Composition<GeluTanh> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::gelu(x, "tanh"); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::gelu_backward(g, x, "tanh");
+  }
+};
+
+template <>
+struct Composition<Silu> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::silu(x); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::silu_backward(g, x);
+  }
+};
+
+template <>
+struct Composition<Mish> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::mish(x); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::mish_backward(g, x);
+  }
+};
+
+template <>
+struct Composition<Sigmoid> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::sigmoid(x); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::sigmoid_backward(g, y);
+  }
+};
+
+// With y = log(sigmoid(x)): dy/dx = sigmoid(-x) = 1 - e^y.
+template <>
+struct Composition<Logsigmoid> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::log_sigmoid(x); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::neg(at::mul(g, at::expm1(y)));
+  }
+};
+
+template <>
+struct Composition<Tanh> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::tanh(x); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::tanh_backward(g, y);
+  }
+};
+
+template <>
+struct Composition<Hardtanh> {
+  static void check(const double* p) {
+    TORCH_CHECK_VALUE(!(p[0] > p[1]),
+                      "fastact.hardtanh(): min_val: expected at most max_val, got min_val=", p[0],
+                      ", max_val=", p[1]);
+  }
+  static Tensor forward(const Tensor& x, const double* p) { return at::hardtanh(x, p[0], p[1]); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double* p) {
+    return at::hardtanh_backward(g, y, p[0], p[1]);
+  }
+};
+
+template <>
+struct Composition<Hardsigmoid> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::hardsigmoid(x); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::hardsigmoid_backward(g, x);
+  }
+};
+
+template <>
+struct Composition<Hardswish> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::hardswish(x); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::hardswish_backward(g, x);
+  }
+};
+
+template <>
+struct Composition<Softplus> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double* p) { return at::softplus(x, p[0], p[1]); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double* p) {
+    return at::softplus_backward(g, x, p[0], p[1]);
+  }
+};
+
+template <>
+struct Composition<Softsign> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) {
+    return at::div(x, at::add(at::abs(x), 1));
+  }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::div(g, at::square(at::add(at::abs(x), 1)));
+  }
+};
+
+template <>
+struct Composition<Tanhshrink> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double*) { return at::sub(x, at::tanh(x)); }
+  static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
+    return at::mul(g, at::square(at::tanh(x)));
+  }
+};
+
+// Both shrinks: the output is 0 exactly where the gradient is.
+template <>
+struct Composition<Softshrink> {
+  static void check(const double* p) {
+    TORCH_CHECK(p[0] >= 0, "fastact.softshrink(): lambd: expected a number greater or equal to 0, ",
+                "got ", p[0]);
+  }
+  static Tensor forward(const Tensor& x, const double* p) { return at::softshrink(x, p[0]); }
+  static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
+    return at::hardshrink_backward(g, y, 0);
+  }
+};
+
+template <>
+struct Composition<Hardshrink> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double* p) { return at::hardshrink(x, p[0]); }
+  static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
+    return at::hardshrink_backward(g, saved, Hardshrink::saves_output(p) ? 0. : p[0]);
+  }
+};
+
+template <>
+struct Composition<Threshold> : AnyParameter {
+  static Tensor forward(const Tensor& x, const double* p) { return at::threshold(x, p[0], p[1]); }
+  static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
+    return at::threshold_backward(g, saved, p[0]);
+  }
+};
+
+}  // namespace
+}  // namespace fastact

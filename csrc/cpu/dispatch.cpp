@@ -1,0 +1,108 @@
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace fastact {
+
+#define FASTACT_DECLARE_ELEMENTWISE(isa)                \
+  namespace isa {                                       \
+  extern const ElementwiseKernels elementwise_float;    \
+  extern const ElementwiseKernels elementwise_double;   \
+  extern const ElementwiseKernels elementwise_bfloat16; \
+  extern const ElementwiseKernels elementwise_half;     \
+  }
+#define FASTACT_ELEMENTWISE(isa)                                               \
+  {isa::elementwise_float, isa::elementwise_double, isa::elementwise_bfloat16, \
+   isa::elementwise_half}
+
+FASTACT_DECLARE_ELEMENTWISE(baseline)
+#if defined(__x86_64__)
+FASTACT_DECLARE_ELEMENTWISE(avx2)
+FASTACT_DECLARE_ELEMENTWISE(avx512)
+#endif
+
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+struct InstructionSet {
+  const char* name;
+  bool (*supported)();
+  Kernels (*kernels)();
+};
+
+// Narrowest first.
+const InstructionSet kInstructionSets[] = {
+    {"baseline", [] { return true; },
+     [] { return Kernels{"baseline", FASTACT_ELEMENTWISE(baseline)}; }},
+#if defined(__x86_64__)
+    {"avx2", has_avx2, [] { return Kernels{"avx2", FASTACT_ELEMENTWISE(avx2)}; }},
+    {"avx512", has_avx512, [] { return Kernels{"avx512", FASTACT_ELEMENTWISE(avx512)}; }},
+    // Elementwise kernels gain nothing here: vcvtneps2bf16 flushes denormals, so bfloat16 is
+    // rounded with integer arithmetic on both sets.
+    {"avx512_bf16", has_avx512_bf16,
+     [] { return Kernels{"avx512_bf16", FASTACT_ELEMENTWISE(avx512)}; }},
+#endif
+};
+
+Kernels choose() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  const InstructionSet* widest = nullptr;
+  std::string supported;
+  for (const InstructionSet& set : kInstructionSets) {
+    if (set.supported()) {
+      widest = &set;
+      supported += std::string(supported.empty() ? "" : ", ") + set.name;
+    }
+  }
+  const char* wanted = std::getenv("FASTACT_ISA");
+  if (!wanted || !*wanted) {
+    return widest->kernels();
+  }
+  for (const InstructionSet& set : kInstructionSets) {
+    if (!std::strcmp(set.name, wanted)) {
+      TORCH_CHECK(set.supported(), "fastact: FASTACT_ISA: expected one that this processor has (",
+                  supported, "), got ", wanted);
+      return set.kernels();
+    }
+  }
+  TORCH_CHECK_VALUE(false, "fastact: FASTACT_ISA: expected one of ", supported, ", got ", wanted);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels chosen = choose();
+  return chosen;
+}
+
+std::vector<std::string> built_instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : kInstructionSets) {
+    names.emplace_back(set.name);
+  }
+  return names;
+}
+
+bool enabled() {
+  static const bool value = [] {
+    const char* disable = std::getenv("FASTACT_DISABLE");
+    return !(disable && !std::strcmp(disable, "1"));
+  }();
+  return value;
+}
+
+}  // namespace fastact

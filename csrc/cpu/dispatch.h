@@ -1,0 +1,41 @@
+// Which kernels run: the processor is asked once, when the library is loaded.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "cpu/kernels/tables.h"
+
+namespace fastact {
+
+struct Kernels {
+  const char* name;  // the instruction set
+  ElementwiseKernels elementwise[kNumDtypes];
+};
+
+// The widest set that the processor has, or the one that FASTACT_ISA names.
+const Kernels& kernels();
+
+// The sets in this binary, narrowest first.
+std::vector<std::string> built_instruction_sets();
+
+// False under FASTACT_DISABLE=1: then every call runs as the ATen composition.
+bool enabled();
+
+// The row of the kernel tables for a dtype that is_kernel_dtype() accepts.
+inline Dtype table_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return kFloat32;
+    case at::kDouble:
+      return kFloat64;
+    case at::kBFloat16:
+      return kBFloat16Dtype;
+    default:
+      return kFloat16;
+  }
+}
+
+}  // namespace fastact

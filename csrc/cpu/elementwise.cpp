@@ -1,0 +1,188 @@
+#include "cpu/elementwise.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/TensorIterator.h>
+#include <ATen/ops/empty_like.h>
+
+#include "cpu/parallel.h"
+
+namespace fastact {
+namespace {
+
+// Waking torch's workers and waiting for them takes about as long as 16,000 cycles of work on each
+// of two cores saves (Zen 5, benchmarks overhead suite); an element of memory traffic in cache
+// costs at least 3 cycles per 16. Grain in elements, a multiple of every cache line and vector.
+int64_t grain_of(const Activation& activation) {
+  const int64_t cycles = std::max(activation.cost, 3);
+  return std::max<int64_t>(16 * 16000 / cycles / 1024, 1) * 1024;
+}
+
+// ---- strided operands -------------------------------------------------------------------------
+
+constexpr int64_t kBlock = 256;  // elements gathered at a time: 2 KiB a buffer, well inside L1
+
+template <int Bytes>
+struct Word {
+  char bytes[Bytes];
+};
+
+template <int Bytes>
+void copy_words(const char* from, int64_t from_stride, char* to, int64_t to_stride, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    *reinterpret_cast<Word<Bytes>*>(to + i * to_stride) =
+        *reinterpret_cast<const Word<Bytes>*>(from + i * from_stride);
+  }
+}
+
+void copy_elements(int64_t element_size, const char* from, int64_t from_stride, char* to,
+                   int64_t to_stride, int64_t n) {
+  switch (element_size) {
+    case 2:
+      return copy_words<2>(from, from_stride, to, to_stride, n);
+    case 4:
+      return copy_words<4>(from, from_stride, to, to_stride, n);
+    default:
+      return copy_words<8>(from, from_stride, to, to_stride, n);
+  }
+}
+
+// Runs kernel(pointers, n) over the operands of `iterator` (the output first), each run of elements
+// contiguous in every operand: where one is not, it goes through a buffer, block by block.
+template <int Operands, class F>
+void for_each_run(const at::TensorIterator& iterator, int64_t grain, const F& kernel) {
+  const int64_t size = iterator.element_size(0);
+  const auto loop = [&](char** data, const int64_t* strides, int64_t n, int64_t rows) {
+    alignas(64) char buffers[Operands][kBlock * 8];
+    for (int64_t row = 0; row < rows; ++row) {
+      char* pointers[Operands];
+      bool contiguous = true;
+      for (int k = 0; k < Operands; ++k) {
+        pointers[k] = data[k] + row * strides[Operands + k];
+        contiguous = contiguous && strides[k] == size;
+      }
+      if (contiguous) {
+        kernel(pointers, n);
+        continue;
+      }
+      for (int64_t i = 0; i < n; i += kBlock) {
+        const int64_t count = std::min(kBlock, n - i);
+        char* block[Operands];
+        for (int k = 0; k < Operands; ++k) {
+          if (strides[k] == size) {
+            block[k] = pointers[k] + i * size;
+          } else {
+            block[k] = buffers[k];
+            if (k > 0) {
+              copy_elements(size, pointers[k] + i * strides[k], strides[k], block[k], size, count);
+            }
+          }
+        }
+        kernel(block, count);
+        if (block[0] == buffers[0]) {
+          copy_elements(size, block[0], size, pointers[0] + i * strides[0], strides[0], count);
+        }
+      }
+    }
+  };
+  parallel_for(iterator.numel(), grain,
+               [&](int64_t begin, int64_t end) { iterator.serial_for_each(loop, {begin, end}); });
+}
+
+// Whether element i in memory order is the same element of both tensors, with no gap between them.
+bool same_dense_layout(const Tensor& a, const Tensor& b) {
+  return (a.is_contiguous() && b.is_contiguous()) ||
+         (a.strides() == b.strides() && a.is_non_overlapping_and_dense());
+}
+
+void forward_into(const Activation& activation, const Tensor& self, Tensor& result,
+                  const double* parameters) {
+  const UnaryKernel kernel =
+      kernels().elementwise[table_dtype(self.scalar_type())].forward[activation.index];
+  const int64_t grain = grain_of(activation);
+  if (same_dense_layout(self, result)) {
+    const char* x = static_cast<const char*>(self.const_data_ptr());
+    char* y = static_cast<char*>(result.mutable_data_ptr());
+    const int64_t size = self.element_size();
+    parallel_for(self.numel(), grain, [&](int64_t begin, int64_t end) {
+      kernel(x + begin * size, y + begin * size, end - begin, parameters);
+    });
+    return;
+  }
+  const auto iterator = at::TensorIteratorConfig()
+                            .set_check_mem_overlap(true)
+                            .resize_outputs(false)
+                            .add_output(result)
+                            .add_const_input(self)
+                            .build();
+  for_each_run<2>(iterator, grain, [&](char** p, int64_t n) { kernel(p[1], p[0], n, parameters); });
+}
+
+}  // namespace
+
+Tensor allocate_like(const Tensor& self) {
+  if (self.is_contiguous()) {
+    return at::detail::empty_cpu(self.sizes(), self.scalar_type());
+  }
+  if (self.is_non_overlapping_and_dense()) {
+    return at::detail::empty_strided_cpu(self.sizes(), self.strides(), self.scalar_type());
+  }
+  return at::empty_like(self);
+}
+
+Tensor unary_forward(const Activation& activation, const Tensor& self, const double* parameters) {
+  activation.check(parameters);
+  if (C10_UNLIKELY(!has_kernels(self))) {
+    return activation.compose(self, parameters);
+  }
+  Tensor result = allocate_like(self);
+  forward_into(activation, self, result, parameters);
+  return result;
+}
+
+Tensor& unary_inplace(const Activation& activation, Tensor& self, const double* parameters) {
+  activation.check(parameters);
+  at::assert_no_internal_overlap(self);
+  if (C10_UNLIKELY(!has_kernels(self))) {
+    return self.copy_(activation.compose(self, parameters));
+  }
+  forward_into(activation, self, self, parameters);
+  return self;
+}
+
+Tensor unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved,
+                      const double* parameters) {
+  if (C10_UNLIKELY(!has_kernels(saved) || !has_kernels(grad) ||
+                   grad.scalar_type() != saved.scalar_type() || grad.sizes() != saved.sizes())) {
+    return activation.compose_backward(grad, saved, parameters);
+  }
+  const UnaryBackwardKernel kernel =
+      kernels().elementwise[table_dtype(saved.scalar_type())].backward[activation.index];
+  const int64_t grain = grain_of(activation);
+  Tensor result = allocate_like(saved);
+  if (same_dense_layout(grad, saved) && same_dense_layout(saved, result)) {
+    const char* g = static_cast<const char*>(grad.const_data_ptr());
+    const char* s = static_cast<const char*>(saved.const_data_ptr());
+    char* dx = static_cast<char*>(result.mutable_data_ptr());
+    const int64_t size = saved.element_size();
+    parallel_for(saved.numel(), grain, [&](int64_t begin, int64_t end) {
+      kernel(g + begin * size, s + begin * size, dx + begin * size, end - begin, parameters);
+    });
+    return result;
+  }
+  const auto iterator = at::TensorIteratorConfig()
+                            .resize_outputs(false)
+                            .add_output(result)
+                            .add_const_input(grad)
+                            .add_const_input(saved)
+                            .build();
+  for_each_run<3>(iterator, grain,
+                  [&](char** p, int64_t n) { kernel(p[1], p[2], p[0], n, parameters); });
+  return result;
+}
+
+TORCH_LIBRARY_IMPL(fastact, CPU, m) {
+  implement_unary<&unary_forward, &unary_inplace, &unary_backward>(m);
+}
+
+}  // namespace fastact

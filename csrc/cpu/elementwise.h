@@ -1,0 +1,24 @@
+// The CPU road of the unary activations, for the operators' kernels and for fused ones.
+#pragma once
+
+#include "activation.h"
+#include "cpu/dispatch.h"
+
+namespace fastact {
+
+// A strided CPU tensor of a dtype that the kernels compute, with no lazy bit to resolve.
+inline bool has_kernels(const Tensor& t) {
+  return is_kernel_dtype(t.scalar_type()) && t.layout() == at::kStrided && t.is_cpu() &&
+         !t.is_neg() && enabled();
+}
+
+// An uninitialised CPU tensor with the strides of `self` if that is dense, else with the strides
+// that at::empty_like gives. Goes round the dispatcher: at::empty_like costs 0.3 us more (Zen 5).
+Tensor allocate_like(const Tensor& self);
+
+Tensor unary_forward(const Activation& activation, const Tensor& self, const double* parameters);
+Tensor& unary_inplace(const Activation& activation, Tensor& self, const double* parameters);
+Tensor unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved,
+                      const double* parameters);
+
+}  // namespace fastact

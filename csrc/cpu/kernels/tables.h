@@ -1,0 +1,37 @@
+// The tables of function pointers that the instruction sets fill and dispatch.h chooses from. Plain
+// C++: no torch, no intrinsics, nothing inline, so that every object may include it.
+#pragma once
+
+#include <cstdint>
+
+namespace fastact {
+
+// The order in which kernel tables hold the dtypes.
+enum Dtype : int { kFloat32, kFloat64, kBFloat16Dtype, kFloat16, kNumDtypes };
+
+// y[i] = f(x[i]); x and y have n elements, and may be the same memory.
+using UnaryKernel = void (*)(const void* x, void* y, int64_t n, const double* parameters);
+
+// dx[i] = grad[i] * f'(saved[i]); all have n elements, dx may be the memory of grad or saved.
+using UnaryBackwardKernel = void (*)(const void* grad, const void* saved, void* dx, int64_t n,
+                                     const double* parameters);
+
+// y[i] = x[i] > 0 ? x[i] : slope[i * slope_step] * x[i], slope_step 0 or 1.
+using PreluKernel = void (*)(const void* x, const void* slope, int slope_step, void* y, int64_t n);
+
+// dx as above. The slope's gradient, min(x[i], 0) * grad[i], is added to dslope[i] (slope_step 1)
+// or summed into dslope[0] (slope_step 0); dslope is float for 16-bit inputs, else the input's
+// type. dx or dslope may be null.
+using PreluBackwardKernel = void (*)(const void* grad, const void* x, const void* slope,
+                                     int slope_step, void* dx, void* dslope, int64_t n);
+
+// One instruction set's elementwise kernels of one dtype; the unary ones in the order of
+// math/activations.h's list.
+struct ElementwiseKernels {
+  const UnaryKernel* forward;
+  const UnaryBackwardKernel* backward;
+  PreluKernel prelu;
+  PreluBackwardKernel prelu_backward;
+};
+
+}  // namespace fastact

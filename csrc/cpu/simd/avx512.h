@@ -1,0 +1,340 @@
+// The vocabulary of math/scalar.h for AVX-512 (F, BW, VL, DQ): 16 float or 8 double lanes.
+#pragma once
+
+// GCC 12 sees the deliberately undefined operands inside these intrinsics as mistakes.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include "cpu/simd/pack.h"
+#include "math/half.h"
+#include "math/scalar.h"
+
+namespace fastact {
+inline namespace FASTACT_ISA {
+namespace {
+
+template <>
+struct LaneMask<float> {
+  __mmask16 m;
+};
+template <>
+struct LaneMask<double> {
+  __mmask8 m;
+};
+
+template <>
+struct Vec<int32_t> {
+  using scalar = int32_t;
+  __m512i v;
+  Vec() = default;
+  FASTACT_FN Vec(__m512i x) : v(x) {}
+  FASTACT_FN explicit Vec(int32_t x) : v(_mm512_set1_epi32(x)) {}
+};
+template <>
+struct Vec<int64_t> {
+  using scalar = int64_t;
+  __m512i v;
+  Vec() = default;
+  FASTACT_FN Vec(__m512i x) : v(x) {}
+  FASTACT_FN explicit Vec(int64_t x) : v(_mm512_set1_epi64(x)) {}
+};
+
+template <>
+struct Vec<float> {
+  using scalar = float;
+  using Int = Vec<int32_t>;
+  using Mask = LaneMask<float>;
+  static constexpr int size = 16;
+  static constexpr bool has_lookup = true;
+
+  __m512 v;
+
+  Vec() = default;
+  FASTACT_FN Vec(__m512 x) : v(x) {}
+  FASTACT_FN explicit Vec(float x) : v(_mm512_set1_ps(x)) {}
+
+  // Memory of any alignment; with n, only the first n lanes are touched, and others load as 0.
+  static FASTACT_FN Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static FASTACT_FN Vec load(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(first(n), p);
+  }
+  static FASTACT_FN Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(cast(p))); }
+  static FASTACT_FN Vec load(const BFloat16* p, int n) {
+    return widen(_mm256_maskz_loadu_epi16(first(n), p));
+  }
+  static FASTACT_FN Vec load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(cast(p)));
+  }
+  static FASTACT_FN Vec load(const Half* p, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+  }
+
+  FASTACT_FN void store(float* p) const { _mm512_storeu_ps(p, v); }
+  FASTACT_FN void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  FASTACT_FN void store(BFloat16* p) const { _mm256_storeu_si256(cast(p), bfloat16()); }
+  FASTACT_FN void store(BFloat16* p, int n) const {
+    _mm256_mask_storeu_epi16(p, first(n), bfloat16());
+  }
+  FASTACT_FN void store(Half* p) const { _mm256_storeu_si256(cast(p), half()); }
+  FASTACT_FN void store(Half* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), half()); }
+
+  // Past the caches; p is aligned to the bytes written.
+  FASTACT_FN void stream(float* p) const { _mm512_stream_ps(p, v); }
+  FASTACT_FN void stream(BFloat16* p) const { _mm256_stream_si256(cast(p), bfloat16()); }
+  FASTACT_FN void stream(Half* p) const { _mm256_stream_si256(cast(p), half()); }
+
+ private:
+  static FASTACT_FN __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+  static FASTACT_FN const __m256i* cast(const void* p) { return static_cast<const __m256i*>(p); }
+  static FASTACT_FN __m256i* cast(void* p) { return static_cast<__m256i*>(p); }
+  static FASTACT_FN __m512 widen(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  // Not vcvtneps2bf16, which flushes subnormal numbers to zero.
+  FASTACT_FN __m256i bfloat16() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  }
+  FASTACT_FN __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
+};
+
+template <>
+struct Vec<double> {
+  using scalar = double;
+  using Int = Vec<int64_t>;
+  using Mask = LaneMask<double>;
+  static constexpr int size = 8;
+  static constexpr bool has_lookup = false;
+
+  __m512d v;
+
+  Vec() = default;
+  FASTACT_FN Vec(__m512d x) : v(x) {}
+  FASTACT_FN explicit Vec(double x) : v(_mm512_set1_pd(x)) {}
+
+  static FASTACT_FN Vec load(const double* p) { return _mm512_loadu_pd(p); }
+  static FASTACT_FN Vec load(const double* p, int n) {
+    return _mm512_maskz_loadu_pd(first(n), p);
+  }
+  FASTACT_FN void store(double* p) const { _mm512_storeu_pd(p, v); }
+  FASTACT_FN void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  FASTACT_FN void stream(double* p) const { _mm512_stream_pd(p, v); }
+
+ private:
+  static FASTACT_FN __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1); }
+};
+
+// ---- float ----
+
+FASTACT_FN Vec<float> operator+(Vec<float> a, Vec<float> b) { return _mm512_add_ps(a.v, b.v); }
+FASTACT_FN Vec<float> operator-(Vec<float> a, Vec<float> b) { return _mm512_sub_ps(a.v, b.v); }
+FASTACT_FN Vec<float> operator*(Vec<float> a, Vec<float> b) { return _mm512_mul_ps(a.v, b.v); }
+FASTACT_FN Vec<float> operator/(Vec<float> a, Vec<float> b) { return _mm512_div_ps(a.v, b.v); }
+FASTACT_FN Vec<float> operator-(Vec<float> a) {
+  return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f));
+}
+FASTACT_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_fmadd_ps(a.v, b.v, c.v);
+}
+FASTACT_FN Vec<float> fnma(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_fnmadd_ps(a.v, b.v, c.v);
+}
+FASTACT_FN Vec<float> min(Vec<float> a, Vec<float> b) { return _mm512_min_ps(a.v, b.v); }
+FASTACT_FN Vec<float> max(Vec<float> a, Vec<float> b) { return _mm512_max_ps(a.v, b.v); }
+FASTACT_FN Vec<float> abs(Vec<float> a) {
+  return _mm512_and_ps(a.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)));
+}
+FASTACT_FN Vec<float> copysign(Vec<float> magnitude, Vec<float> sign) {
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      _mm512_castps_si512(magnitude.v), _mm512_castps_si512(sign.v),
+      _mm512_set1_epi32(INT32_MIN), 0xd8));
+}
+FASTACT_FN Vec<float> round(Vec<float> a) {
+  return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// A fraction in n is rounded down.
+FASTACT_FN Vec<float> scale(Vec<float> a, Vec<float> n) { return _mm512_scalef_ps(a.v, n.v); }
+
+FASTACT_FN LaneMask<float> operator<(Vec<float> a, Vec<float> b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
+}
+FASTACT_FN LaneMask<float> operator<=(Vec<float> a, Vec<float> b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)};
+}
+FASTACT_FN LaneMask<float> operator>(Vec<float> a, Vec<float> b) { return b < a; }
+FASTACT_FN LaneMask<float> operator>=(Vec<float> a, Vec<float> b) { return b <= a; }
+FASTACT_FN LaneMask<float> operator==(Vec<float> a, Vec<float> b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)};
+}
+FASTACT_FN LaneMask<float> operator!=(Vec<float> a, Vec<float> b) {
+  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)};
+}
+FASTACT_FN LaneMask<float> isnan(Vec<float> a) {
+  return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)};
+}
+FASTACT_FN Vec<float> select(LaneMask<float> mask, Vec<float> if_true, Vec<float> if_false) {
+  return _mm512_mask_blend_ps(mask.m, if_false.v, if_true.v);
+}
+
+FASTACT_FN Vec<int32_t> to_bits(Vec<float> a) { return _mm512_castps_si512(a.v); }
+template <class V>
+FASTACT_FN V from_bits(Vec<int32_t> a) {
+  return _mm512_castsi512_ps(a.v);
+}
+
+// table[index mod 16], table[index mod 32]; the table is aligned to 64 bytes.
+FASTACT_FN Vec<float> lookup16(const float* table, Vec<int32_t> index) {
+  return _mm512_permutexvar_ps(index.v, _mm512_load_ps(table));
+}
+FASTACT_FN Vec<float> lookup32(const float* table, Vec<int32_t> index) {
+  return _mm512_permutex2var_ps(_mm512_load_ps(table), index.v, _mm512_load_ps(table + 16));
+}
+
+FASTACT_FN float horizontal_sum(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
+FASTACT_FN float horizontal_max(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
+
+// ---- double ----
+
+FASTACT_FN Vec<double> operator+(Vec<double> a, Vec<double> b) { return _mm512_add_pd(a.v, b.v); }
+FASTACT_FN Vec<double> operator-(Vec<double> a, Vec<double> b) { return _mm512_sub_pd(a.v, b.v); }
+FASTACT_FN Vec<double> operator*(Vec<double> a, Vec<double> b) { return _mm512_mul_pd(a.v, b.v); }
+FASTACT_FN Vec<double> operator/(Vec<double> a, Vec<double> b) { return _mm512_div_pd(a.v, b.v); }
+FASTACT_FN Vec<double> operator-(Vec<double> a) {
+  return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0));
+}
+FASTACT_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fmadd_pd(a.v, b.v, c.v);
+}
+FASTACT_FN Vec<double> fnma(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return _mm512_fnmadd_pd(a.v, b.v, c.v);
+}
+FASTACT_FN Vec<double> min(Vec<double> a, Vec<double> b) { return _mm512_min_pd(a.v, b.v); }
+FASTACT_FN Vec<double> max(Vec<double> a, Vec<double> b) { return _mm512_max_pd(a.v, b.v); }
+FASTACT_FN Vec<double> abs(Vec<double> a) {
+  return _mm512_and_pd(a.v, _mm512_castsi512_pd(_mm512_set1_epi64(INT64_MAX)));
+}
+FASTACT_FN Vec<double> copysign(Vec<double> magnitude, Vec<double> sign) {
+  return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
+      _mm512_castpd_si512(magnitude.v), _mm512_castpd_si512(sign.v),
+      _mm512_set1_epi64(INT64_MIN), 0xd8));
+}
+FASTACT_FN Vec<double> round(Vec<double> a) {
+  return _mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+FASTACT_FN Vec<double> scale(Vec<double> a, Vec<double> n) { return _mm512_scalef_pd(a.v, n.v); }
+
+FASTACT_FN LaneMask<double> operator<(Vec<double> a, Vec<double> b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ)};
+}
+FASTACT_FN LaneMask<double> operator<=(Vec<double> a, Vec<double> b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_LE_OQ)};
+}
+FASTACT_FN LaneMask<double> operator>(Vec<double> a, Vec<double> b) { return b < a; }
+FASTACT_FN LaneMask<double> operator>=(Vec<double> a, Vec<double> b) { return b <= a; }
+FASTACT_FN LaneMask<double> operator==(Vec<double> a, Vec<double> b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)};
+}
+FASTACT_FN LaneMask<double> operator!=(Vec<double> a, Vec<double> b) {
+  return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_NEQ_UQ)};
+}
+FASTACT_FN LaneMask<double> isnan(Vec<double> a) {
+  return {_mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q)};
+}
+FASTACT_FN Vec<double> select(LaneMask<double> mask, Vec<double> if_true, Vec<double> if_false) {
+  return _mm512_mask_blend_pd(mask.m, if_false.v, if_true.v);
+}
+
+FASTACT_FN Vec<int64_t> to_bits(Vec<double> a) { return _mm512_castpd_si512(a.v); }
+template <class V>
+FASTACT_FN V from_bits(Vec<int64_t> a) {
+  return _mm512_castsi512_pd(a.v);
+}
+
+FASTACT_FN double horizontal_sum(Vec<double> a) { return _mm512_reduce_add_pd(a.v); }
+FASTACT_FN double horizontal_max(Vec<double> a) { return _mm512_reduce_max_pd(a.v); }
+
+// The lanes of a float vector as two vectors of double lanes, and back (rounded once).
+FASTACT_FN void split(Vec<float> a, Vec<double>* low, Vec<double>* high) {
+  *low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  *high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
+}
+FASTACT_FN Vec<float> join(Vec<double> low, Vec<double> high) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)),
+                            _mm512_cvtpd_ps(high.v), 1);
+}
+
+// ---- masks and integers ----
+
+template <class T>
+FASTACT_FN LaneMask<T> operator&(LaneMask<T> a, LaneMask<T> b) {
+  return {static_cast<decltype(a.m)>(a.m & b.m)};
+}
+template <class T>
+FASTACT_FN LaneMask<T> operator|(LaneMask<T> a, LaneMask<T> b) {
+  return {static_cast<decltype(a.m)>(a.m | b.m)};
+}
+template <class T>
+FASTACT_FN LaneMask<T> operator!(LaneMask<T> a) {
+  return {static_cast<decltype(a.m)>(~a.m)};
+}
+template <class T>
+FASTACT_FN bool any(LaneMask<T> a) {
+  return a.m != 0;
+}
+
+FASTACT_FN Vec<int32_t> operator+(Vec<int32_t> a, Vec<int32_t> b) {
+  return _mm512_add_epi32(a.v, b.v);
+}
+FASTACT_FN Vec<int32_t> operator-(Vec<int32_t> a, Vec<int32_t> b) {
+  return _mm512_sub_epi32(a.v, b.v);
+}
+FASTACT_FN Vec<int32_t> operator&(Vec<int32_t> a, Vec<int32_t> b) {
+  return _mm512_and_si512(a.v, b.v);
+}
+FASTACT_FN Vec<int32_t> operator|(Vec<int32_t> a, Vec<int32_t> b) {
+  return _mm512_or_si512(a.v, b.v);
+}
+FASTACT_FN Vec<int32_t> max(Vec<int32_t> a, Vec<int32_t> b) { return _mm512_max_epi32(a.v, b.v); }
+template <int kBits>
+FASTACT_FN Vec<int32_t> shift_left(Vec<int32_t> a) {
+  return _mm512_slli_epi32(a.v, kBits);
+}
+template <int kBits>
+FASTACT_FN Vec<int32_t> shift_right(Vec<int32_t> a) {
+  return _mm512_srli_epi32(a.v, kBits);
+}
+FASTACT_FN bool any_greater(Vec<int32_t> a, int32_t limit) {
+  return _mm512_cmpgt_epi32_mask(a.v, _mm512_set1_epi32(limit)) != 0;
+}
+
+FASTACT_FN Vec<int64_t> operator+(Vec<int64_t> a, Vec<int64_t> b) {
+  return _mm512_add_epi64(a.v, b.v);
+}
+FASTACT_FN Vec<int64_t> operator-(Vec<int64_t> a, Vec<int64_t> b) {
+  return _mm512_sub_epi64(a.v, b.v);
+}
+FASTACT_FN Vec<int64_t> operator&(Vec<int64_t> a, Vec<int64_t> b) {
+  return _mm512_and_si512(a.v, b.v);
+}
+FASTACT_FN Vec<int64_t> operator|(Vec<int64_t> a, Vec<int64_t> b) {
+  return _mm512_or_si512(a.v, b.v);
+}
+template <int kBits>
+FASTACT_FN Vec<int64_t> shift_left(Vec<int64_t> a) {
+  return _mm512_slli_epi64(a.v, kBits);
+}
+template <int kBits>
+FASTACT_FN Vec<int64_t> shift_right(Vec<int64_t> a) {
+  return _mm512_srli_epi64(a.v, kBits);
+}
+
+}  // namespace
+}  // namespace FASTACT_ISA
+}  // namespace fastact

@@ -1,0 +1,44 @@
+// What follows the matrix product of a fused operator (linear; later convolution and recurrent
+// cells): nothing, a registry activation, PReLU with its slope, or softmax over one dimension.
+// Fused operators hold one of these and never list activations.
+#pragma once
+
+#include "activation.h"
+
+namespace fastact {
+
+class Epilogue {
+ public:
+  // The schema's arguments: a registry name, "prelu" (with `slope`), "softmax" or "log_softmax"
+  // (parameter: dim, default -1); parameters in the registry's order, none of them meaning all
+  // defaults. `op` is named in errors.
+  Epilogue(const char* op, std::optional<std::string_view> activation,
+           at::ArrayRef<double> parameters, const std::optional<Tensor>& slope);
+
+  bool is_identity() const { return kind_ == Kind::kIdentity; }
+
+  // Which tensor backward() reads: the output, or the value before the activation.
+  bool saves_output() const;
+
+  // The activation by fastact's operators, in the memory of `z` where it can be: `z` must be fresh.
+  Tensor apply_in_place(Tensor z) const;
+  Tensor apply(const Tensor& z) const;
+  // The same as a differentiable ATen composition.
+  Tensor compose(const Tensor& z) const;
+
+  struct Gradients {
+    Tensor z;
+    Tensor slope;  // defined for PReLU
+  };
+  Gradients backward(const Tensor& grad, const Tensor& saved) const;
+
+ private:
+  enum class Kind { kIdentity, kUnary, kPrelu, kSoftmax, kLogSoftmax };
+  Kind kind_ = Kind::kIdentity;
+  const Activation* activation_ = nullptr;
+  std::array<double, kMaxParameters> parameters_{};
+  int64_t dim_ = -1;
+  Tensor slope_;
+};
+
+}  // namespace fastact

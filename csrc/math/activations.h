@@ -1,0 +1,497 @@
+// The activations: one struct each, and the list of all of them.
+//
+// `parameters` gives PyTorch's names and defaults (a function without parameters has one empty row,
+// since an array needs one). `cost` is the cycles that 16 float elements take, forward, with
+// AVX-512 and data in the first-level cache; it decides how many elements a thread is worth.
+// `saves_output` says what backward() reads: the output where it determines the derivative, else
+// the input. Formula<V> holds the parameters, broadcast once, for V a scalar, a vector or a Pack.
+#pragma once
+
+#include "math/exp.h"
+#include "math/gelu.h"
+#include "math/log.h"
+#include "math/scalar.h"
+#include "math/sigmoid.h"
+#include "math/tanh.h"
+
+namespace fastact {
+inline namespace FASTACT_ISA {
+namespace {
+
+struct Parameter {
+  const char* name;
+  double value;
+};
+
+template <class V>
+FASTACT_FN V broadcast(double x) {
+  return V(static_cast<ScalarOf<V>>(x));
+}
+
+struct Relu {
+  static constexpr const char* name = "relu";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 2;
+  static bool saves_output(const double*) { return true; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return max(V(0), x); }
+    FASTACT_FN V backward(V grad, V y) const { return select(y <= V(0), V(0), grad); }
+  };
+};
+
+struct Relu6 {
+  static constexpr const char* name = "relu6";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 2;
+  static bool saves_output(const double*) { return true; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return min(V(6), max(V(0), x)); }
+    FASTACT_FN V backward(V grad, V y) const {
+      return select((y > V(0)) & (y < V(6)), grad, V(0));
+    }
+  };
+};
+
+struct LeakyRelu {
+  static constexpr const char* name = "leaky_relu";
+  static constexpr int num_parameters = 1;
+  static constexpr Parameter parameters[] = {{"negative_slope", 0.01}};
+  static constexpr int cost = 2;
+  static bool saves_output(const double* p) { return p[0] >= 0; }
+
+  template <class V>
+  struct Formula {
+    V slope;
+    FASTACT_FN explicit Formula(const double* p) : slope(broadcast<V>(p[0])) {}
+    FASTACT_FN V forward(V x) const { return select(x > V(0), x, x * slope); }
+    // With a slope that is not negative, output and input have one sign.
+    FASTACT_FN V backward(V grad, V saved) const {
+      return select(saved > V(0), grad, grad * slope);
+    }
+  };
+};
+
+// PReLU: leaky_relu with a slope that is learned.
+struct Prelu {
+  template <class V>
+  static FASTACT_FN V forward(V x, V slope) {
+    return select(x > V(0), x, x * slope);
+  }
+  template <class V>
+  static FASTACT_FN V backward_input(V grad, V x, V slope) {
+    return select(x > V(0), grad, grad * slope);
+  }
+  // What this element adds to the gradient of its slope.
+  template <class V>
+  static FASTACT_FN V backward_slope(V grad, V x) {
+    return select(x > V(0), V(0), grad * x);
+  }
+};
+
+// ELU, CELU and SELU: positive * x for x >= 0, else negative * (e^(steepness * x) - 1).
+template <class V>
+struct ExponentialUnit {
+  // The type the formula is evaluated in: SELU's constants are no floats.
+  using W = decltype(widen<Short>(V()));
+  W positive;
+  W negative;
+  W steepness;
+
+  FASTACT_FN ExponentialUnit(double positive, double negative, double steepness)
+      : positive(broadcast<W>(positive)),
+        negative(broadcast<W>(negative)),
+        steepness(broadcast<W>(steepness)) {}
+
+  FASTACT_FN V forward(V x) const {
+    const W w = widen<Short>(x);
+    return narrow<V>(select(w >= W(0), w * positive, negative * expm1(w * steepness)));
+  }
+  // Below 0 the derivative is negative * steepness * e^(steepness * x) = steepness * (y + negative).
+  FASTACT_FN V backward_from_output(V grad, V y) const {
+    const W w = widen<Short>(y);
+    const W slope = select(w > W(0), positive, steepness * (w + negative));
+    return narrow<V>(widen<Short>(grad) * slope);
+  }
+  FASTACT_FN V backward_from_input(V grad, V x) const {
+    const W w = widen<Short>(x);
+    const W slope = select(w > W(0), positive, steepness * negative * exp(w * steepness));
+    return narrow<V>(widen<Short>(grad) * slope);
+  }
+};
+
+struct Elu {
+  static constexpr const char* name = "elu";
+  static constexpr int num_parameters = 1;
+  static constexpr Parameter parameters[] = {{"alpha", 1.0}};
+  static constexpr int cost = 10;
+  static bool saves_output(const double* p) { return p[0] >= 0; }
+
+  template <class V>
+  struct Formula {
+    ExponentialUnit<V> unit;
+    bool from_output;
+    FASTACT_FN explicit Formula(const double* p)
+        : unit(1, p[0], 1), from_output(p[0] >= 0) {}
+    FASTACT_FN V forward(V x) const { return unit.forward(x); }
+    FASTACT_FN V backward(V grad, V saved) const {
+      return from_output ? unit.backward_from_output(grad, saved)
+                         : unit.backward_from_input(grad, saved);
+    }
+  };
+};
+
+struct Celu {
+  static constexpr const char* name = "celu";
+  static constexpr int num_parameters = 1;
+  static constexpr Parameter parameters[] = {{"alpha", 1.0}};
+  static constexpr int cost = 10;
+  static bool saves_output(const double* p) { return p[0] >= 0; }
+
+  template <class V>
+  struct Formula {
+    ExponentialUnit<V> unit;
+    bool from_output;
+    FASTACT_FN explicit Formula(const double* p)
+        : unit(1, p[0], 1 / p[0]), from_output(p[0] >= 0) {}
+    FASTACT_FN V forward(V x) const { return unit.forward(x); }
+    FASTACT_FN V backward(V grad, V saved) const {
+      return from_output ? unit.backward_from_output(grad, saved)
+                         : unit.backward_from_input(grad, saved);
+    }
+  };
+};
+
+struct Selu {
+  static constexpr const char* name = "selu";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 10;
+  static bool saves_output(const double*) { return true; }
+  static constexpr double kAlpha = 1.6732632423543772848170429916717;
+  static constexpr double kScale = 1.0507009873554804934193349852946;
+
+  template <class V>
+  struct Formula {
+    ExponentialUnit<V> unit;
+    FASTACT_FN explicit Formula(const double*) : unit(kScale, kScale * kAlpha, 1) {}
+    FASTACT_FN V forward(V x) const { return unit.forward(x); }
+    FASTACT_FN V backward(V grad, V y) const { return unit.backward_from_output(grad, y); }
+  };
+};
+
+struct Gelu {
+  static constexpr const char* name = "gelu";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 7;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return gelu(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * gelu_derivative(x); }
+  };
+};
+
+struct GeluTanh {
+  static constexpr const char* name = "gelu_tanh";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 10;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return gelu_tanh(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * gelu_tanh_derivative(x); }
+  };
+};
+
+struct Silu {
+  static constexpr const char* name = "silu";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 9;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return silu(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * silu_derivative(x); }
+  };
+};
+
+struct Mish {
+  static constexpr const char* name = "mish";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 10;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return mish(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * mish_derivative(x); }
+  };
+};
+
+struct Sigmoid {
+  static constexpr const char* name = "sigmoid";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 7;
+  static bool saves_output(const double*) { return true; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return sigmoid(x); }
+    FASTACT_FN V backward(V grad, V y) const { return grad * (y * (V(1) - y)); }
+  };
+};
+
+struct Logsigmoid {
+  static constexpr const char* name = "logsigmoid";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 7;
+  static bool saves_output(const double*) { return true; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return logsigmoid(x); }
+    // The derivative is 1 - sigmoid(x) = 1 - e^y.
+    FASTACT_FN V backward(V grad, V y) const { return grad * -expm1(y); }
+  };
+};
+
+struct Tanh {
+  static constexpr const char* name = "tanh";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 7;
+  static bool saves_output(const double*) { return true; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return tanh(x); }
+    // 1 - y^2 without cancellation.
+    FASTACT_FN V backward(V grad, V y) const { return grad * ((V(1) - y) * (V(1) + y)); }
+  };
+};
+
+struct Hardtanh {
+  static constexpr const char* name = "hardtanh";
+  static constexpr int num_parameters = 2;
+  static constexpr Parameter parameters[] = {{"min_val", -1.0}, {"max_val", 1.0}};
+  static constexpr int cost = 2;
+  static bool saves_output(const double*) { return true; }
+
+  template <class V>
+  struct Formula {
+    V low;
+    V high;
+    FASTACT_FN explicit Formula(const double* p)
+        : low(broadcast<V>(p[0])), high(broadcast<V>(p[1])) {}
+    FASTACT_FN V forward(V x) const { return min(high, max(low, x)); }
+    FASTACT_FN V backward(V grad, V y) const {
+      return select((y > low) & (y < high), grad, V(0));
+    }
+  };
+};
+
+struct Hardsigmoid {
+  static constexpr const char* name = "hardsigmoid";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 3;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return min(V(6), max(V(0), x + V(3))) / V(6); }
+    FASTACT_FN V backward(V grad, V x) const {
+      return select((x > V(-3)) & (x < V(3)), grad * broadcast<V>(1.0 / 6.0), V(0));
+    }
+  };
+};
+
+struct Hardswish {
+  static constexpr const char* name = "hardswish";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 3;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    // Held at -3, x = -infinity gives the limit -0, not NaN.
+    FASTACT_FN V forward(V x) const {
+      const V held = max(V(-3), x);
+      return select(x < V(3), held * (held + V(3)) / V(6), x);
+    }
+    // (2 x + 3) / 6 between; x + 1.5 is exact where the result is small.
+    FASTACT_FN V backward(V grad, V x) const {
+      const V inner = grad * ((x + V(1.5)) * broadcast<V>(1.0 / 3.0));
+      return select(x <= V(-3), V(0), select(x >= V(3), grad, inner));
+    }
+  };
+};
+
+struct Softplus {
+  static constexpr const char* name = "softplus";
+  static constexpr int num_parameters = 2;
+  static constexpr Parameter parameters[] = {{"beta", 1.0}, {"threshold", 20.0}};
+  static constexpr int cost = 6;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    V beta;
+    V inverse;
+    V threshold;
+    FASTACT_FN explicit Formula(const double* p)
+        : beta(broadcast<V>(p[0])), inverse(broadcast<V>(1 / p[0])), threshold(broadcast<V>(p[1])) {
+    }
+    FASTACT_FN V forward(V x) const {
+      const V z = x * beta;
+      return select(z > threshold, x, softplus(z) * inverse);
+    }
+    FASTACT_FN V backward(V grad, V x) const {
+      const V z = x * beta;
+      return select(z > threshold, grad, grad * sigmoid(z));
+    }
+  };
+};
+
+struct Softsign {
+  static constexpr const char* name = "softsign";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 5;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    // Held there, infinity gives the limit 1: x / (1 + |x|) rounds to 1 long before.
+    static constexpr double kLimit = kIsDouble<V> ? 0x1p60 : 0x1p30;
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const {
+      const V held = max(broadcast<V>(-kLimit), min(broadcast<V>(kLimit), x));
+      return held / (V(1) + abs(held));
+    }
+    FASTACT_FN V backward(V grad, V x) const {
+      const V d = V(1) + abs(x);
+      return (grad / d) / d;
+    }
+  };
+};
+
+struct Tanhshrink {
+  static constexpr const char* name = "tanhshrink";
+  static constexpr int num_parameters = 0;
+  static constexpr Parameter parameters[] = {{nullptr, 0}};
+  static constexpr int cost = 10;
+  static bool saves_output(const double*) { return false; }
+
+  template <class V>
+  struct Formula {
+    FASTACT_FN explicit Formula(const double*) {}
+    FASTACT_FN V forward(V x) const { return tanhshrink(x); }
+    FASTACT_FN V backward(V grad, V x) const {
+      const V t = tanh(x);
+      return grad * (t * t);
+    }
+  };
+};
+
+struct Softshrink {
+  static constexpr const char* name = "softshrink";
+  static constexpr int num_parameters = 1;
+  static constexpr Parameter parameters[] = {{"lambd", 0.5}};
+  static constexpr int cost = 3;
+  static bool saves_output(const double* p) { return p[0] >= 0; }
+
+  template <class V>
+  struct Formula {
+    V lambda;
+    FASTACT_FN explicit Formula(const double* p) : lambda(broadcast<V>(p[0])) {}
+    FASTACT_FN V forward(V x) const {
+      const V shrunk = select(x > lambda, x - lambda, x + lambda);
+      return select((x >= -lambda) & (x <= lambda), V(0), shrunk);
+    }
+    FASTACT_FN V backward(V grad, V y) const {
+      return select((y < V(0)) | (y > V(0)), grad, V(0));
+    }
+  };
+};
+
+struct Hardshrink {
+  static constexpr const char* name = "hardshrink";
+  static constexpr int num_parameters = 1;
+  static constexpr Parameter parameters[] = {{"lambd", 0.5}};
+  static constexpr int cost = 2;
+  static bool saves_output(const double* p) { return p[0] >= 0; }
+
+  template <class V>
+  struct Formula {
+    V lambda;
+    bool from_output;
+    FASTACT_FN explicit Formula(const double* p)
+        : lambda(broadcast<V>(p[0])), from_output(p[0] >= 0) {}
+    FASTACT_FN V forward(V x) const {
+      return select((x >= -lambda) & (x <= lambda), V(0), x);
+    }
+    FASTACT_FN V backward(V grad, V saved) const {
+      const V edge = from_output ? V(0) : lambda;
+      return select((saved < -edge) | (saved > edge), grad, V(0));
+    }
+  };
+};
+
+struct Threshold {
+  static constexpr const char* name = "threshold";
+  static constexpr int num_parameters = 2;
+  static constexpr Parameter parameters[] = {{"threshold", 0.0}, {"value", 0.0}};
+  static constexpr int cost = 2;
+  static bool saves_output(const double* p) { return p[1] <= p[0]; }
+
+  template <class V>
+  struct Formula {
+    V threshold;
+    V value;
+    FASTACT_FN explicit Formula(const double* p)
+        : threshold(broadcast<V>(p[0])), value(broadcast<V>(p[1])) {}
+    FASTACT_FN V forward(V x) const { return select(x <= threshold, value, x); }
+    // With a value that is not above the threshold, the output tells the same as the input.
+    FASTACT_FN V backward(V grad, V saved) const { return select(saved <= threshold, V(0), grad); }
+  };
+};
+
+template <class... A>
+struct ActivationList {};
+
+using Activations =
+    ActivationList<Relu, Relu6, LeakyRelu, Elu, Selu, Celu, Gelu, GeluTanh, Silu, Mish, Sigmoid,
+                   Logsigmoid, Tanh, Hardtanh, Hardsigmoid, Hardswish, Softplus, Softsign,
+                   Tanhshrink, Softshrink, Hardshrink, Threshold>;
+
+}  // namespace
+}  // namespace FASTACT_ISA
+}  // namespace fastact

@@ -1,0 +1,203 @@
+"""torch.nn.functional's activations and ``linear``, faster.
+
+Every function has its twin's name, signature, defaults and errors. Shapes: any; dtypes: float32,
+float64, bfloat16 and float16 on fastact's kernels, every other one as PyTorch computes it.
+
+>>> import torch
+>>> from fastact import functional as FF
+>>> x = torch.tensor([-1.0, 0.0, 2.0])
+>>> FF.relu(x)
+tensor([0., 0., 2.])
+>>> FF.linear(torch.ones(1, 3), torch.eye(3), torch.tensor([0.0, -2.0, 1.0]), activation="relu")
+tensor([[1., 0., 2.]])
+"""
+
+from __future__ import annotations
+
+import linecache
+from typing import Any
+
+import torch
+from torch.compiler import is_dynamo_compiling
+
+from fastact import _C
+from fastact.activations import REGISTRY, Activation, fusible, gelu_name, resolve
+
+# Under Dynamo a call of the door (a C function) cannot be traced, so each function calls the
+# operator, or ATen where Inductor fuses better; is_dynamo_compiling() costs 0.04 us in eager mode.
+
+# torch.nn.functional.threshold has no defaults.
+_REQUIRED_PARAMETERS = {"threshold"}
+
+
+def _source(row: Activation) -> str:
+    """The text of the function of one unary activation."""
+    names = list(row.parameters)
+    if row.name in _REQUIRED_PARAMETERS:
+        declared = names
+    else:
+        declared = [f"{name}={default!r}" for name, default in row.parameters.items()]
+    signature = ", ".join(["input", *declared, *(["inplace=False"] if row.inplace else [])])
+    arguments = ", ".join(["input", *names])
+    traced = f"reference({arguments})" if row.inductor_fuses else f"operator({arguments})"
+    lines = [f"def {row.name}({signature}):"]
+    if row.inplace:
+        lines += [
+            "    if inplace:",
+            "        if is_dynamo_compiling():",
+            f"            return input.copy_({traced})",
+            f"        return door_({arguments})",
+        ]
+    lines += [
+        "    if is_dynamo_compiling():",
+        f"        return {traced}",
+        f"    return door({arguments})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _doc(row: Activation) -> str:
+    arguments = "".join(
+        f"    {name}: default {default}.\n" for name, default in row.parameters.items()
+    )
+    if row.inplace:
+        arguments += "    inplace: writes the result into input. Default False.\n"
+    error = "equal to PyTorch bit for bit" if row.ulp == 0 else f"at most {row.ulp} ULP in float32"
+    call = ", ".join(["torch.tensor([-1.0, 0.5])", *(str(v) for v in row.parameters.values())])
+    return (
+        f"{row.name}(x) = {row.formula}, elementwise.\n\n"
+        f"Args:\n    input: a tensor of any shape.\n{arguments}\n"
+        f"Returns:\n    A tensor of input's shape, dtype and strides; error: {error}.\n\n"
+        + (f"Source: {row.source}.\n\n" if row.source else "")
+        + f"Example:\n    >>> y = FF.{row.name}({call})\n"
+    )
+
+
+def _define(row: Activation):
+    """The function of one unary activation: plain Python with its twin's signature, since
+    ``*args`` would cost as much as the kernel."""
+    text = _source(row)
+    file = f"<fastact.functional.{row.name}>"
+    # So that tracebacks and inspect.getsource() show the text.
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    scope = {
+        "is_dynamo_compiling": is_dynamo_compiling,
+        "operator": row.operator,
+        "reference": row.reference,
+        "door": getattr(_C, row.name),
+        "door_": getattr(_C, row.name + "_"),
+        "__name__": __name__,
+    }
+    exec(compile(text, file, "exec"), scope)
+    function = scope[row.name]
+    function.__doc__ = _doc(row)
+    return function
+
+
+_unary = {row.name: _define(row) for row in REGISTRY.values() if row.family == "unary"}
+_gelu = {name: _unary.pop(name) for name in ("gelu", "gelu_tanh")}
+globals().update(_unary)
+
+
+def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    """x * Phi(x), Phi the normal distribution's cumulative function; with ``approximate="tanh"``
+    x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x**3))).
+
+    Args:
+        input: a tensor of any shape.
+        approximate: "none" or "tanh".
+
+    Returns:
+        A tensor of input's shape, dtype and strides; error: at most 2 ULP in float32, the negative
+        tail included, where ``torch.nn.functional.gelu`` loses all digits below -5.
+
+    Raises:
+        RuntimeError: another ``approximate``.
+
+    Source: Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415.
+
+    Example:
+        >>> FF.gelu(torch.tensor([1.0]))
+        tensor([0.8413])
+    """
+    return _gelu[gelu_name("gelu", approximate)](input)
+
+
+def prelu(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x where x > 0, else weight * x, with a learnable weight.
+
+    Args:
+        input: [N, C, ...], or any shape for a weight of one element.
+        weight: [C] or one element, of input's dtype.
+
+    Returns:
+        A tensor of input's shape, dtype and strides; equal to PyTorch bit for bit.
+
+    Raises:
+        RuntimeError: weight's dtype, device or number of elements does not fit.
+
+    Source: He et al., Delving Deep into Rectifiers, arXiv:1502.01852.
+
+    Example:
+        >>> FF.prelu(torch.tensor([-2.0, 3.0]), torch.tensor(0.5))
+        tensor([-1.,  3.])
+    """
+    if is_dynamo_compiling():
+        return torch.ops.fastact.prelu(input, weight)
+    return _C.prelu(input, weight)
+
+
+_defaults = {name: resolve("linear", name, {}) for name in fusible()}
+
+
+def linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    *,
+    slope: torch.Tensor | None = None,
+    **params: Any,
+) -> torch.Tensor:
+    """activation(input @ weight.T + bias).
+
+    Args:
+        input: [..., in_features].
+        weight: [out_features, in_features] or [in_features].
+        bias: [out_features] or None.
+        activation: a registry name ("relu", "leaky_relu", "gelu", "gelu_tanh", "prelu", "softmax",
+            ...), or None.
+        slope: the learnable weight of "prelu", [out_features] or one element.
+        params: the activation's parameters by PyTorch's names, such as ``negative_slope=0.1``,
+            ``approximate="tanh"`` with "gelu", ``dim=-1`` with "softmax".
+
+    Returns:
+        [..., out_features].
+
+    Raises:
+        ValueError: an unknown activation (the nearest names are listed), or one that cannot be
+            fused (glu and its kin, rrelu).
+        TypeError: a parameter that the activation does not take.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> x, w = torch.ones(2, 3), torch.ones(4, 3)
+        >>> FF.linear(x, w, activation="leaky_relu", negative_slope=0.1).shape
+        torch.Size([2, 4])
+    """
+    if activation is None:
+        if params:
+            raise TypeError(
+                f"fastact.linear(): {next(iter(params))}: unexpected parameter: activation is None"
+            )
+        values: tuple[float, ...] = ()
+    elif params or activation not in _defaults:
+        activation, values = resolve("linear", activation, params)
+    else:
+        values = _defaults[activation][1]
+    if is_dynamo_compiling():
+        return torch.ops.fastact.linear(input, weight, bias, activation, values, slope)
+    return _C.linear(input, weight, bias, activation, values, slope)
+
+
+__all__ = [*_unary, "gelu", "linear", "prelu"]

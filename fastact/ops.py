@@ -1,0 +1,119 @@
+"""What only Python can register of an operator: its rules under torch.func.vmap.
+
+Without a rule functorch would call the operator once for every element of the batch, and warn.
+(The C++ headers for batching rules include a JSON header that no PyTorch wheel ships.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastact.activations import REGISTRY, Activation
+
+ops = torch.ops.fastact
+
+
+def _to_front(tensor: Tensor | None, dim: int | None, batch_size: int) -> Tensor | None:
+    """The batch dimension first; one is expanded where there is none."""
+    if tensor is None:
+        return None
+    if dim is None:
+        return tensor.expand(batch_size, *tensor.shape)
+    return tensor.movedim(dim, 0)
+
+
+def _register_unary(row: Activation) -> None:
+    forward = getattr(ops, row.name)
+    inplace = getattr(ops, row.name + "_")
+    backward = getattr(ops, row.name + "_backward")
+
+    @torch.library.register_vmap(f"fastact::{row.name}")
+    def _(info: Any, in_dims: Any, self: Tensor, *parameters: float) -> Any:
+        return forward(self, *parameters), in_dims[0]
+
+    @torch.library.register_vmap(f"fastact::{row.name}_")
+    def _(info: Any, in_dims: Any, self: Tensor, *parameters: float) -> Any:
+        return inplace(self, *parameters), in_dims[0]
+
+    @torch.library.register_vmap(f"fastact::{row.name}_backward")
+    def _(info: Any, in_dims: Any, grad: Tensor, saved: Tensor, *parameters: float) -> Any:
+        grad = _to_front(grad, in_dims[0], info.batch_size)
+        saved = _to_front(saved, in_dims[1], info.batch_size)
+        return backward(grad, saved, *parameters), 0
+
+
+def _weight_like(x: Tensor, weight: Tensor) -> Tensor:
+    """A batch of PReLU weights, [B] or [B, C], as a view that broadcasts against [B, N, C, ...]."""
+    shape = [1] * x.dim()
+    shape[0] = weight.shape[0]
+    if weight.dim() == 2 and x.dim() > 2:
+        shape[2] = weight.shape[1]
+    elif weight.dim() == 2 and x.dim() == 2:
+        shape[1] = weight.shape[1]
+    return weight.reshape(shape)
+
+
+@torch.library.register_vmap("fastact::prelu")
+def _prelu(info: Any, in_dims: Any, self: Tensor, weight: Tensor) -> Any:
+    x = _to_front(self, in_dims[0], info.batch_size)
+    if in_dims[1] is None and weight.numel() == 1:
+        return ops.prelu(x, weight), 0
+    if in_dims[1] is None and x.dim() > 2:
+        return ops.prelu(x.flatten(0, 1), weight).unflatten(0, x.shape[:2]), 0
+    w = _weight_like(x, _to_front(weight, in_dims[1], info.batch_size))
+    return torch.where(x > 0, x, w * x), 0
+
+
+@torch.library.register_vmap("fastact::prelu_backward")
+def _prelu_backward(info: Any, in_dims: Any, grad: Tensor, self: Tensor, weight: Tensor) -> Any:
+    g, x, weights = (
+        _to_front(t, dim, info.batch_size)
+        for t, dim in zip((grad, self, weight), in_dims, strict=True)
+    )
+    w = _weight_like(x, weights)
+    dweight = torch.where(x > 0, 0.0, g * x).sum_to_size(w.shape).reshape(weights.shape)
+    return (torch.where(x > 0, g, w * g), dweight), (0, 0)
+
+
+@torch.library.register_vmap("fastact::linear")
+def _linear(
+    info: Any,
+    in_dims: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    params: Any = (),
+    slope: Tensor | None = None,
+) -> Any:
+    dims = [*in_dims, *[None] * (6 - len(in_dims))]
+    batch = info.batch_size
+    x = _to_front(input, dims[0], batch)
+    if dims[1] is None and dims[2] is None:
+        z = ops.linear(x, weight, bias)
+    else:
+        # [B, rows, K] @ [B, K, N]
+        w = _to_front(weight, dims[1], batch)
+        b = _to_front(bias, dims[2], batch)
+        columns = w.unsqueeze(1) if w.dim() == 2 else w
+        rows = x.reshape(batch, -1, x.shape[-1])
+        z = torch.bmm(rows, columns.transpose(1, 2))
+        if b is not None:
+            z = z + b.reshape(batch, 1, -1)
+        z = z.reshape(*x.shape[:-1], *w.shape[1:-1])
+    if activation is None:
+        return z, 0
+    if activation == "prelu":
+        return _prelu(info, (0, dims[5]), z, slope)
+    if activation in ("softmax", "log_softmax"):
+        dim = int(params[0]) if params else -1
+        return getattr(torch, activation)(z, dim + 1 if dim >= 0 else dim), 0
+    return getattr(ops, activation)(z, *params), 0
+
+
+for _row in REGISTRY.values():
+    if _row.family == "unary":
+        _register_unary(_row)
