@@ -1,8 +1,13 @@
 #include "activation.h"
 
+#include <torch/library.h>
+
 #include <unordered_map>
+#include <vector>
 
 #include "autograd/compositions.h"
+#include "math/activations.h"
+#include "operators.h"
 
 namespace fastact {
 namespace {
@@ -23,25 +28,175 @@ constexpr Activation row(int index) {
   row.check = &Composition<A>::check;
   row.compose = &Composition<A>::forward;
   row.compose_backward = &Composition<A>::backward;
-  row.call = &Operators<A>::call;
-  row.call_ = &Operators<A>::call_;
-  row.call_backward = &Operators<A>::call_backward;
-  row.redispatch = &Operators<A>::redispatch;
-  row.redispatch_ = &Operators<A>::redispatch_;
-  row.redispatch_backward = &Operators<A>::redispatch_backward;
   return row;
 }
 
 template <class... A>
 constexpr std::array<Activation, sizeof...(A)> rows(ActivationList<A...>) {
-  return {row<A>(kIndexOf<A>)...};
+  int index = 0;
+  return {row<A>(index++)...};
 }
 
 constexpr auto kActivations = rows(Activations{});
 
+// Everything below is compiled once for each number of parameters, not for each activation: the
+// dispatcher's wrappers around a kernel take seconds to compile.
+template <class I>
+struct Arity;
+
+template <std::size_t... I>
+struct Arity<std::index_sequence<I...>> {
+  using Schemas = UnarySchemasOf<std::index_sequence<I...>>;
+  template <std::size_t>
+  using Real = double;
+
+  struct Handles {
+    c10::TypedOperatorHandle<typename Schemas::Forward> forward;
+    c10::TypedOperatorHandle<typename Schemas::Inplace> inplace;
+    c10::TypedOperatorHandle<typename Schemas::Backward> backward;
+  };
+
+  // By index; empty for the activations with another number of parameters.
+  static const Handles& handles(const Activation& activation) {
+    static const auto all = [] {
+      std::vector<std::optional<Handles>> handles(kActivations.size());
+      for (const Activation& a : kActivations) {
+        if (a.num_parameters == sizeof...(I)) {
+          const std::string name = a.name;
+          handles[a.index] = {find_operator<typename Schemas::Forward>(name),
+                              find_operator<typename Schemas::Inplace>(name + "_"),
+                              find_operator<typename Schemas::Backward>(name + "_backward")};
+        }
+      }
+      return handles;
+    }();
+    return *all[activation.index];
+  }
+
+  static Tensor call(const Activation& a, const Tensor& self, const double* p) {
+    return handles(a).forward.call(self, p[I]...);
+  }
+  static Tensor& call_(const Activation& a, Tensor& self, const double* p) {
+    return handles(a).inplace.call(self, p[I]...);
+  }
+  static Tensor call_backward(const Activation& a, const Tensor& grad, const Tensor& saved,
+                              const double* p) {
+    return handles(a).backward.call(grad, saved, p[I]...);
+  }
+  static Tensor redispatch(const Activation& a, c10::DispatchKeySet keys, const Tensor& self,
+                           const double* p) {
+    return handles(a).forward.redispatch(keys, self, p[I]...);
+  }
+  static Tensor& redispatch_(const Activation& a, c10::DispatchKeySet keys, Tensor& self,
+                             const double* p) {
+    return handles(a).inplace.redispatch(keys, self, p[I]...);
+  }
+  static Tensor redispatch_backward(const Activation& a, c10::DispatchKeySet keys,
+                                    const Tensor& grad, const Tensor& saved, const double* p) {
+    return handles(a).backward.redispatch(keys, grad, saved, p[I]...);
+  }
+
+  static void implement(torch::Library& m, const Activation& a, const UnaryKernels& kernels) {
+    const std::string name = a.name;
+    if (const auto f = kernels.forward) {
+      m.impl(name.c_str(), [&a, f](const Tensor& self, Real<I>... p) {
+        const double parameters[] = {p..., 0};
+        return f(a, self, parameters);
+      });
+    }
+    if (const auto f = kernels.inplace) {
+      m.impl((name + "_").c_str(), [&a, f](Tensor& self, Real<I>... p) -> Tensor& {
+        const double parameters[] = {p..., 0};
+        return f(a, self, parameters);
+      });
+    }
+    if (const auto f = kernels.backward) {
+      m.impl((name + "_backward").c_str(),
+             [&a, f](const Tensor& grad, const Tensor& saved, Real<I>... p) {
+               const double parameters[] = {p..., 0};
+               return f(a, grad, saved, parameters);
+             });
+    }
+  }
+
+  static void implement(torch::Library& m, const Activation& a, const KeyedUnaryKernels& kernels) {
+    const std::string name = a.name;
+    if (const auto f = kernels.forward) {
+      m.impl(name.c_str(), [&a, f](c10::DispatchKeySet keys, const Tensor& self, Real<I>... p) {
+        const double parameters[] = {p..., 0};
+        return f(keys, a, self, parameters);
+      });
+    }
+    if (const auto f = kernels.inplace) {
+      m.impl((name + "_").c_str(),
+             [&a, f](c10::DispatchKeySet keys, Tensor& self, Real<I>... p) -> Tensor& {
+               const double parameters[] = {p..., 0};
+               return f(keys, a, self, parameters);
+             });
+    }
+    if (const auto f = kernels.backward) {
+      m.impl((name + "_backward").c_str(), [&a, f](c10::DispatchKeySet keys, const Tensor& grad,
+                                                   const Tensor& saved, Real<I>... p) {
+        const double parameters[] = {p..., 0};
+        return f(keys, a, grad, saved, parameters);
+      });
+    }
+  }
+};
+
+// f(Arity<...>{}) for the activation's number of parameters.
+template <class F>
+decltype(auto) with_arity(const Activation& a, const F& f) {
+  static_assert(kMaxParameters == 3);
+  switch (a.num_parameters) {
+    case 0:
+      return f(Arity<std::make_index_sequence<0>>{});
+    case 1:
+      return f(Arity<std::make_index_sequence<1>>{});
+    case 2:
+      return f(Arity<std::make_index_sequence<2>>{});
+    default:
+      return f(Arity<std::make_index_sequence<3>>{});
+  }
+}
+
+template <class Kernels>
+void implement_all(torch::Library& m, const Kernels& kernels) {
+  for (const Activation& a : kActivations) {
+    with_arity(a, [&](auto arity) { decltype(arity)::implement(m, a, kernels); });
+  }
+}
+
 }  // namespace
 
-const Activation& activation_at(int index) { return kActivations[index]; }
+Tensor Activation::call(const Tensor& self, const double* p) const {
+  return with_arity(*this, [&](auto arity) { return decltype(arity)::call(*this, self, p); });
+}
+Tensor& Activation::call_(Tensor& self, const double* p) const {
+  return with_arity(*this,
+                    [&](auto arity) -> Tensor& { return decltype(arity)::call_(*this, self, p); });
+}
+Tensor Activation::call_backward(const Tensor& grad, const Tensor& saved, const double* p) const {
+  return with_arity(
+      *this, [&](auto arity) { return decltype(arity)::call_backward(*this, grad, saved, p); });
+}
+Tensor Activation::redispatch(c10::DispatchKeySet keys, const Tensor& self, const double* p) const {
+  return with_arity(*this,
+                    [&](auto arity) { return decltype(arity)::redispatch(*this, keys, self, p); });
+}
+Tensor& Activation::redispatch_(c10::DispatchKeySet keys, Tensor& self, const double* p) const {
+  return with_arity(*this, [&](auto arity) -> Tensor& {
+    return decltype(arity)::redispatch_(*this, keys, self, p);
+  });
+}
+Tensor Activation::redispatch_backward(c10::DispatchKeySet keys, const Tensor& grad,
+                                       const Tensor& saved, const double* p) const {
+  return with_arity(*this, [&](auto arity) {
+    return decltype(arity)::redispatch_backward(*this, keys, grad, saved, p);
+  });
+}
+
+at::ArrayRef<Activation> activations() { return kActivations; }
 
 const Activation* find_activation(std::string_view name) {
   static const auto by_name = [] {
@@ -53,6 +208,11 @@ const Activation* find_activation(std::string_view name) {
   }();
   const auto it = by_name.find(name);
   return it == by_name.end() ? nullptr : it->second;
+}
+
+void implement_unary(torch::Library& m, const UnaryKernels& kernels) { implement_all(m, kernels); }
+void implement_unary(torch::Library& m, const KeyedUnaryKernels& kernels) {
+  implement_all(m, kernels);
 }
 
 }  // namespace fastact

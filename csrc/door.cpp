@@ -9,8 +9,10 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/utils/python_numbers.h>
 
-#include "activation.h"
+#include "math/activations.h"
+#include "operators.h"
 
 namespace fastact {
 namespace {
@@ -63,6 +65,8 @@ template <class A, std::size_t... I>
 struct Unary<A, std::index_sequence<I...>> {
   static constexpr Py_ssize_t kCount = 1 + A::num_parameters;
 
+  using Schemas = UnarySchemas<A::num_parameters>;
+
   static bool parse(PyObject* const* args, Py_ssize_t count, double* p) {
     return count == kCount && is_plain(args[0]) && no_function_mode() &&
            (as_double(args[1 + I], p[I]) && ...);
@@ -75,8 +79,9 @@ struct Unary<A, std::index_sequence<I...>> {
       static PyObject* const packet = overload_packet(A::name);
       return call_packet(packet, args, count);
     }
+    static const auto handle = find_operator<typename Schemas::Forward>(A::name);
     const Tensor& self = THPVariable_Unpack(args[0]);
-    return THPVariable_Wrap(without_gil(self, [&] { return Operators<A>::call(self, p); }));
+    return THPVariable_Wrap(without_gil(self, [&] { return handle.call(self, p[I]...); }));
     END_HANDLE_TH_ERRORS
   }
 
@@ -87,8 +92,9 @@ struct Unary<A, std::index_sequence<I...>> {
       static PyObject* const packet = overload_packet((std::string(A::name) + "_").c_str());
       return call_packet(packet, args, count);
     }
+    static const auto handle = find_operator<typename Schemas::Inplace>(std::string(A::name) + "_");
     Tensor self = THPVariable_Unpack(args[0]);
-    without_gil(self, [&] { return Operators<A>::call_(self, p); });
+    without_gil(self, [&] { return handle.call(self, p[I]...); });
     return Py_NewRef(args[0]);
     END_HANDLE_TH_ERRORS
   }
@@ -107,11 +113,35 @@ PyObject* prelu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// softmax(input, dim, scale) and log_softmax(input, dim)
+template <bool log>
+PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  double scale = 1;
+  if (C10_UNLIKELY(count != (log ? 2 : 3) || !is_plain(args[0]) || !no_function_mode() ||
+                   !PyLong_CheckExact(args[1]) || !(log || as_double(args[2], scale)))) {
+    static PyObject* const packet = overload_packet(log ? "log_softmax" : "softmax");
+    return call_packet(packet, args, count);
+  }
+  const Tensor& self = THPVariable_Unpack(args[0]);
+  const int64_t dim = THPUtils_unpackLong(args[1]);
+  return THPVariable_Wrap(without_gil(self, [&] {
+    if constexpr (log) {
+      static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>("log_softmax");
+      return handle.call(self, dim);
+    } else {
+      static const auto handle = find_operator<Tensor(const Tensor&, int64_t, double)>("softmax");
+      return handle.call(self, dim, scale);
+    }
+  }));
+  END_HANDLE_TH_ERRORS
+}
+
 // linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None)
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   const auto plain_or_none = [](PyObject* object) { return object == Py_None || is_plain(object); };
-  c10::SmallVector<double, kMaxParameters> parameters;
+  c10::SmallVector<double, 4> parameters;
   const auto parse = [&] {
     if (count != 6 || !is_plain(args[0]) || !is_plain(args[1]) || !plain_or_none(args[2]) ||
         !(args[3] == Py_None || PyUnicode_CheckExact(args[3])) || !PyTuple_CheckExact(args[4]) ||
@@ -164,15 +194,19 @@ void add(PyObject* module, const char* name, _PyCFunctionFast function) {
   }
 }
 
+template <class... A>
+void add_unary(PyObject* module, ActivationList<A...>) {
+  (add(module, A::name, &Unary<A>::forward), ...);
+  (add(module, (std::string(A::name) + "_").c_str(), &Unary<A>::inplace), ...);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  for_each_activation([&](auto activation, int) {
-    using A = decltype(activation);
-    add(m.ptr(), A::name, &Unary<A>::forward);
-    add(m.ptr(), (std::string(A::name) + "_").c_str(), &Unary<A>::inplace);
-  });
+  add_unary(m.ptr(), Activations{});
   add(m.ptr(), "prelu", &prelu);
+  add(m.ptr(), "softmax", &softmax<false>);
+  add(m.ptr(), "log_softmax", &softmax<true>);
   add(m.ptr(), "linear", &linear);
 }
 

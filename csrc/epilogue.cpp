@@ -1,12 +1,10 @@
 #include "epilogue.h"
 
-#include <ATen/ops/_log_softmax_backward_data.h>
-#include <ATen/ops/_softmax_backward_data.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/prelu.h>
-#include <ATen/ops/softmax.h>
 
 #include "prelu.h"
+#include "softmax.h"
 
 namespace fastact {
 
@@ -26,8 +24,9 @@ Epilogue::Epilogue(const char* op, std::optional<std::string_view> activation,
     slope_ = *slope;
   } else if (*activation == "softmax" || *activation == "log_softmax") {
     kind_ = *activation == "softmax" ? Kind::kSoftmax : Kind::kLogSoftmax;
-    expected = 1;
+    expected = kind_ == Kind::kSoftmax ? 2 : 1;
     dim_ = parameters.empty() ? -1 : static_cast<int64_t>(parameters[0]);
+    scale_ = parameters.size() < 2 ? 1 : parameters[1];
   } else {
     kind_ = Kind::kUnary;
     activation_ = find_activation(*activation);
@@ -69,9 +68,9 @@ Tensor Epilogue::apply(const Tensor& z) const {
     case Kind::kPrelu:
       return fastact::prelu(z, slope_);
     case Kind::kSoftmax:
-      return at::softmax(z, dim_);
+      return fastact::softmax(z, dim_, scale_);
     case Kind::kLogSoftmax:
-      return at::log_softmax(z, dim_);
+      return fastact::log_softmax(z, dim_);
   }
   TORCH_INTERNAL_ASSERT(false);
 }
@@ -83,8 +82,12 @@ Tensor Epilogue::compose(const Tensor& z) const {
       return activation_->compose(z, parameters_.data());
     case Kind::kPrelu:
       return at::prelu(z, slope_);
+    case Kind::kSoftmax:
+      return compose_softmax(z, dim_, scale_);
+    case Kind::kLogSoftmax:
+      return at::log_softmax(z, dim_);
     default:
-      return apply(z);
+      return z;
   }
 }
 
@@ -99,9 +102,9 @@ Epilogue::Gradients Epilogue::backward(const Tensor& grad, const Tensor& saved) 
       return {z, slope};
     }
     case Kind::kSoftmax:
-      return {at::_softmax_backward_data(grad, saved, dim_, saved.scalar_type()), {}};
+      return {softmax_backward(grad, saved, dim_, scale_), {}};
     case Kind::kLogSoftmax:
-      return {at::_log_softmax_backward_data(grad, saved, dim_, saved.scalar_type()), {}};
+      return {log_softmax_backward(grad, saved, dim_), {}};
   }
   TORCH_INTERNAL_ASSERT(false);
 }

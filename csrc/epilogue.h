@@ -10,8 +10,8 @@ namespace fastact {
 class Epilogue {
  public:
   // The schema's arguments: a registry name, "prelu" (with `slope`), "softmax" or "log_softmax"
-  // (parameter: dim, default -1); parameters in the registry's order, none of them meaning all
-  // defaults. `op` is named in errors.
+  // (parameters: dim, and softmax's scale); parameters in the registry's order, none of them
+  // meaning all defaults. `op` is named in errors.
   Epilogue(const char* op, std::optional<std::string_view> activation,
            at::ArrayRef<double> parameters, const std::optional<Tensor>& slope);
 
@@ -38,6 +38,7 @@ class Epilogue {
   const Activation* activation_ = nullptr;
   std::array<double, kMaxParameters> parameters_{};
   int64_t dim_ = -1;
+  double scale_ = 1;
   Tensor slope_;
 };
 

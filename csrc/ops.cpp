@@ -1,5 +1,7 @@
 // Every schema of the library on one screen. The kernels are registered in autograd/ (autograd,
 // fake kernels, ATen compositions) and cpu/ and cuda/ (the backends).
+#include <torch/library.h>
+
 #include <sstream>
 
 #include "activation.h"
@@ -10,31 +12,38 @@ namespace {
 
 // fastact::NAME(Tensor self, float P=default, ...) -> Tensor, NAME_ and NAME_backward. `saved` is
 // what backward reads: the output, or the input where the output does not suffice.
-template <class A>
-void define_unary(torch::Library& m) {
-  std::ostringstream parameters;
-  parameters.precision(17);
-  for (int i = 0; i < A::num_parameters; ++i) {
-    parameters << ", float " << A::parameters[i].name << "=" << std::showpoint
-               << A::parameters[i].value;
+void define_unary(torch::Library& m, const Activation& activation) {
+  std::ostringstream text;
+  text.precision(17);
+  text << std::showpoint;
+  for (int i = 0; i < activation.num_parameters; ++i) {
+    text << ", float " << activation.parameter_names[i] << "=" << activation.parameter_defaults[i];
   }
-  const std::string name = A::name;
-  const std::string rest = parameters.str() + ")";
+  const std::string parameters = text.str();
+  const std::string name = activation.name;
   // pointwise: jagged nested tensors run the operator on their values. The in-place operator is for
   // eager mode alone, and has no Tag::inplace (see autograd/unary.cpp).
-  m.def((name + "(Tensor self" + rest + " -> Tensor").c_str(), {at::Tag::pointwise});
-  m.def((name + "_(Tensor(a!) self" + rest + " -> Tensor(a!)").c_str());
-  m.def((name + "_backward(Tensor grad, Tensor saved" + rest + " -> Tensor").c_str(),
+  m.def((name + "(Tensor self" + parameters + ") -> Tensor").c_str(), {at::Tag::pointwise});
+  m.def((name + "_(Tensor(a!) self" + parameters + ") -> Tensor(a!)").c_str());
+  m.def((name + "_backward(Tensor grad, Tensor saved" + parameters + ") -> Tensor").c_str(),
         {at::Tag::pointwise});
 }
 
 }  // namespace
 
 TORCH_LIBRARY(fastact, m) {
-  for_each_activation([&](auto activation, int) { define_unary<decltype(activation)>(m); });
+  for (const Activation& activation : activations()) {
+    define_unary(m, activation);
+  }
 
   m.def("prelu(Tensor self, Tensor weight) -> Tensor");
   m.def("prelu_backward(Tensor grad, Tensor self, Tensor weight) -> (Tensor, Tensor)");
+
+  // softmax(scale * self); backward reads the output.
+  m.def("softmax(Tensor self, int dim=-1, float scale=1.) -> Tensor");
+  m.def("softmax_backward(Tensor grad, Tensor output, int dim, float scale) -> Tensor");
+  m.def("log_softmax(Tensor self, int dim=-1) -> Tensor");
+  m.def("log_softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor");
 
   // activation(input @ weight.T + bias). `activation` is a registry name, `params` its parameters
   // in the registry's order (empty: the defaults), `slope` the learnable tensor of "prelu".

@@ -1,7 +1,7 @@
 """THE registry: one row an activation.
 
-What an activation computes is written in ``csrc/math/activations.h``, which also says its parameters
-with their defaults and what backward reads; its ATen composition stands in
+What an activation computes is written in ``csrc/math/activations.h``, which also says its
+parameters with their defaults and what backward reads; its ATen composition stands in
 ``csrc/autograd/compositions.h``. A row here ties the operator to its PyTorch twin. Functions,
 modules, ``activation=`` arguments, tests, benchmarks and documents loop over the rows.
 """
@@ -35,7 +35,7 @@ class Activation:
         ulp: the largest error of the float32 forward, in units in the last place, over all inputs;
             0: equal to PyTorch bit for bit.
         truth: the reference in float64 where PyTorch's own float64 loses digits.
-        family: "unary", or the name of the family with its own kernel.
+        family: "unary", or the name of the family with its own kernel: "prelu", "softmax".
         parameters: names and defaults, read from the operator's schema.
     """
 
@@ -306,25 +306,30 @@ _ROWS = [
         inductor_fuses=True,
         ulp=0,
     ),
+    Activation(
+        "softmax",
+        module="Softmax",
+        reference=torch.softmax,
+        formula="exp(x) / sum(exp(x)) over dim",
+        source="Bridle, Probabilistic Interpretation of Feedforward Network Outputs, 1990",
+        family="softmax",
+    ),
+    Activation(
+        "log_softmax",
+        module="LogSoftmax",
+        reference=torch.log_softmax,
+        formula="x - log(sum(exp(x))) over dim",
+        family="softmax",
+    ),
 ]
 
 REGISTRY: Mapping[str, Activation] = {row.name: row for row in _ROWS}
 
-# What `activation=` of the fused operators takes beside the registry: families that run over a
-# dimension, with their parameters.
-_ROW_WISE: Mapping[str, Mapping[str, float]] = {
-    "softmax": {"dim": -1},
-    "log_softmax": {"dim": -1},
-}
+# What `activation=` of the fused operators refuses, with the reason.
 _NOT_FUSIBLE = {
     **dict.fromkeys(("glu", "swiglu", "geglu", "reglu"), "it changes the shape"),
     "rrelu": "it draws random numbers in training",
 }
-
-
-def fusible() -> list[str]:
-    """The names that ``activation=`` takes."""
-    return [*REGISTRY, *_ROW_WISE]
 
 
 def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:
@@ -340,8 +345,6 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
         activation = gelu_name(op, params.pop("approximate"))
     if activation in REGISTRY:
         known = REGISTRY[activation].parameters
-    elif activation in _ROW_WISE:
-        known = _ROW_WISE[activation]
     elif activation in _NOT_FUSIBLE:
         raise ValueError(
             f"fastact.{op}(): activation: {activation!r} cannot be fused: "
@@ -371,9 +374,9 @@ def gelu_name(op: str, approximate: str) -> str:
 
 def unknown_activation(op: str, activation: object) -> ValueError:
     """The error for an ``activation=`` that names nothing, with the nearest names."""
-    nearest = difflib.get_close_matches(str(activation), [*fusible(), *_NOT_FUSIBLE], cutoff=0.4)
+    nearest = difflib.get_close_matches(str(activation), [*REGISTRY, *_NOT_FUSIBLE], cutoff=0.4)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
     return ValueError(
-        f"fastact.{op}(): activation: expected one of {', '.join(fusible())}, "
+        f"fastact.{op}(): activation: expected one of {', '.join(REGISTRY)}, "
         f"got {activation!r}{hint}"
     )

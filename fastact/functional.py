@@ -18,10 +18,11 @@ import linecache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
-from fastact.activations import REGISTRY, Activation, fusible, gelu_name, resolve
+from fastact.activations import REGISTRY, Activation, gelu_name, resolve
 
 # Under Dynamo a call of the door (a C function) cannot be traced, so each function calls the
 # operator, or ATen where Inductor fuses better; is_dynamo_compiling() costs 0.04 us in eager mode.
@@ -147,7 +148,83 @@ def prelu(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return _C.prelu(input, weight)
 
 
-_defaults = {name: resolve("linear", name, {}) for name in fusible()}
+def _softmax_dim(name: str, ndim: int, dim: int | None, stacklevel: int) -> int:
+    """PyTorch's choice, with its warning, where no dimension is given."""
+    return F._get_softmax_dim(name, ndim, stacklevel + 1) if dim is None else dim
+
+
+def softmax(
+    input: torch.Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """exp(x) / sum(exp(x)) over one dimension.
+
+    Args:
+        input: a tensor of any shape.
+        dim: the dimension to sum over.
+        dtype: input is converted to it first.
+
+    Returns:
+        A contiguous tensor of input's shape. A row of -inf alone gives NaN, as in PyTorch.
+
+    Raises:
+        IndexError: dim is out of range.
+
+    Example:
+        >>> FF.softmax(torch.zeros(1, 4), dim=-1)
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+    dim = _softmax_dim("softmax", input.dim(), dim, _stacklevel)
+    if dtype is not None:
+        input = input.to(dtype)
+    if is_dynamo_compiling():
+        return torch.ops.fastact.softmax(input, dim)
+    return _C.softmax(input, dim, 1.0)
+
+
+def softmin(
+    input: torch.Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """softmax(-x) over one dimension; arguments, result and errors as :func:`softmax`.
+
+    Example:
+        >>> FF.softmin(torch.zeros(1, 2), dim=-1)
+        tensor([[0.5000, 0.5000]])
+    """
+    dim = _softmax_dim("softmin", input.dim(), dim, _stacklevel)
+    if dtype is not None:
+        input = input.to(dtype)
+    if is_dynamo_compiling():
+        return torch.ops.fastact.softmax(input, dim, -1.0)
+    return _C.softmax(input, dim, -1.0)
+
+
+def log_softmax(
+    input: torch.Tensor,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x - log(sum(exp(x))) over one dimension; arguments, result and errors as :func:`softmax`.
+
+    Example:
+        >>> FF.log_softmax(torch.zeros(1, 2), dim=-1)
+        tensor([[-0.6931, -0.6931]])
+    """
+    dim = _softmax_dim("log_softmax", input.dim(), dim, _stacklevel)
+    if dtype is not None:
+        input = input.to(dtype)
+    if is_dynamo_compiling():
+        return torch.ops.fastact.log_softmax(input, dim)
+    return _C.log_softmax(input, dim)
+
+
+_defaults = {name: resolve("linear", name, {}) for name in REGISTRY}
 
 
 def linear(
@@ -200,4 +277,4 @@ def linear(
     return _C.linear(input, weight, bias, activation, values, slope)
 
 
-__all__ = [*_unary, "gelu", "linear", "prelu"]
+__all__ = [*_unary, "gelu", "linear", "log_softmax", "prelu", "softmax", "softmin"]

@@ -25,6 +25,16 @@ def _to_front(tensor: Tensor | None, dim: int | None, batch_size: int) -> Tensor
     return tensor.movedim(dim, 0)
 
 
+def _shifted(dim: int, ndim: int) -> int:
+    """A sample's dimension, counted from the end, so that a batch dimension in front is skipped."""
+    if not -max(ndim, 1) <= dim < max(ndim, 1):
+        raise IndexError(
+            f"Dimension out of range (expected to be in range of [{-max(ndim, 1)}, "
+            f"{max(ndim, 1) - 1}], but got {dim})"
+        )
+    return dim - ndim if dim >= 0 and ndim else dim
+
+
 def _register_unary(row: Activation) -> None:
     forward = getattr(ops, row.name)
     inplace = getattr(ops, row.name + "_")
@@ -56,7 +66,6 @@ def _weight_like(x: Tensor, weight: Tensor) -> Tensor:
     return weight.reshape(shape)
 
 
-@torch.library.register_vmap("fastact::prelu")
 def _prelu(info: Any, in_dims: Any, self: Tensor, weight: Tensor) -> Any:
     x = _to_front(self, in_dims[0], info.batch_size)
     if in_dims[1] is None and weight.numel() == 1:
@@ -67,7 +76,6 @@ def _prelu(info: Any, in_dims: Any, self: Tensor, weight: Tensor) -> Any:
     return torch.where(x > 0, x, w * x), 0
 
 
-@torch.library.register_vmap("fastact::prelu_backward")
 def _prelu_backward(info: Any, in_dims: Any, grad: Tensor, self: Tensor, weight: Tensor) -> Any:
     g, x, weights = (
         _to_front(t, dim, info.batch_size)
@@ -78,7 +86,27 @@ def _prelu_backward(info: Any, in_dims: Any, grad: Tensor, self: Tensor, weight:
     return (torch.where(x > 0, g, w * g), dweight), (0, 0)
 
 
-@torch.library.register_vmap("fastact::linear")
+def _register_softmax(name: str) -> None:
+    forward = getattr(ops, name)
+    backward = getattr(ops, name + "_backward")
+
+    @torch.library.register_vmap(f"fastact::{name}")
+    def _(info: Any, in_dims: Any, self: Tensor, dim: int = -1, *scale: float) -> Any:
+        x = self.movedim(in_dims[0], 0)
+        if x.dim() == 1:  # samples of one element each
+            x = x.unsqueeze(1)
+            return forward(x, 1, *scale).squeeze(1), 0
+        return forward(x, _shifted(dim, x.dim() - 1), *scale), 0
+
+    @torch.library.register_vmap(f"fastact::{name}_backward")
+    def _(info: Any, in_dims: Any, grad: Tensor, output: Tensor, dim: int, *scale: float) -> Any:
+        g = _to_front(grad, in_dims[0], info.batch_size)
+        y = _to_front(output, in_dims[1], info.batch_size)
+        if y.dim() == 1:
+            return backward(g.unsqueeze(1), y.unsqueeze(1), 1, *scale).squeeze(1), 0
+        return backward(g, y, _shifted(dim, y.dim() - 1), *scale), 0
+
+
 def _linear(
     info: Any,
     in_dims: Any,
@@ -109,11 +137,16 @@ def _linear(
     if activation == "prelu":
         return _prelu(info, (0, dims[5]), z, slope)
     if activation in ("softmax", "log_softmax"):
-        dim = int(params[0]) if params else -1
-        return getattr(torch, activation)(z, dim + 1 if dim >= 0 else dim), 0
+        dim, *scale = (*params,) or (-1,)
+        return getattr(ops, activation)(z, _shifted(int(dim), z.dim() - 1), *scale), 0
     return getattr(ops, activation)(z, *params), 0
 
 
+torch.library.register_vmap("fastact::prelu", _prelu)
+torch.library.register_vmap("fastact::prelu_backward", _prelu_backward)
+torch.library.register_vmap("fastact::linear", _linear)
+_register_softmax("softmax")
+_register_softmax("log_softmax")
 for _row in REGISTRY.values():
     if _row.family == "unary":
         _register_unary(_row)

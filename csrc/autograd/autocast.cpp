@@ -1,8 +1,10 @@
 // Autocast: each operator follows its PyTorch twin on each device. Those not listed run in the
 // dtype they are given, as their twins do.
 #include <ATen/autocast_mode.h>
+#include <torch/library.h>
 
 #include "activation.h"
+#include "operators.h"
 
 namespace fastact {
 namespace {

@@ -6,6 +6,7 @@
 #include <ATen/Functions.h>
 
 #include "activation.h"
+#include "math/activations.h"
 
 namespace fastact {
 namespace {

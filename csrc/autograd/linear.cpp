@@ -4,9 +4,11 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
+#include <torch/library.h>
 
 #include "autograd/node.h"
 #include "epilogue.h"
+#include "operators.h"
 
 namespace fastact {
 namespace {

@@ -4,9 +4,11 @@
 #include <ATen/ops/_prelu_kernel_backward.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/prelu.h>
+#include <torch/library.h>
 
 #include "activation.h"
 #include "autograd/node.h"
+#include "operators.h"
 
 namespace fastact {
 namespace {

@@ -2,6 +2,7 @@
 // without kernels of its own.
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include "activation.h"
 #include "autograd/node.h"
@@ -190,47 +191,31 @@ Tensor backward_composed(const Activation& activation, const Tensor& grad, const
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastact, Autograd, m) {
-  for_each_activation([&](auto activation, int) {
-    using A = decltype(activation);
-    const std::string name = A::name;
-    m.impl(name.c_str(), TORCH_FN((Operators<A>::template forward_keyed<&forward_autograd>)));
-    m.impl((name + "_").c_str(),
-           TORCH_FN((Operators<A>::template inplace_keyed<&inplace_autograd>)));
-    m.impl((name + "_backward").c_str(),
-           TORCH_FN((Operators<A>::template backward_keyed<&backward_autograd>)));
-  });
+  implement_unary(m, KeyedUnaryKernels{forward_autograd, inplace_autograd, backward_autograd});
 }
 
 TORCH_LIBRARY_IMPL(fastact, ADInplaceOrView, m) {
-  for_each_activation([&](auto activation, int) {
-    using A = decltype(activation);
-    m.impl((std::string(A::name) + "_").c_str(),
-           TORCH_FN((Operators<A>::template inplace_keyed<&inplace_version>)));
-  });
+  implement_unary(m, KeyedUnaryKernels{nullptr, inplace_version, nullptr});
 }
 
 TORCH_LIBRARY_IMPL(fastact, Functionalize, m) {
-  for_each_activation([&](auto activation, int) {
-    using A = decltype(activation);
-    m.impl((std::string(A::name) + "_").c_str(),
-           TORCH_FN((Operators<A>::template inplace_kernel<&inplace_functionalize>)));
-  });
+  implement_unary(m, UnaryKernels{nullptr, inplace_functionalize, nullptr});
 }
 
 TORCH_LIBRARY_IMPL(fastact, Meta, m) {
-  implement_unary<&forward_meta, &inplace_meta, &backward_meta>(m);
+  implement_unary(m, UnaryKernels{forward_meta, inplace_meta, backward_meta});
 }
 
 TORCH_LIBRARY_IMPL(fastact, CompositeExplicitAutograd, m) {
-  implement_unary<&forward_composed, &inplace_composed, &backward_composed>(m);
+  implement_unary(m, UnaryKernels{forward_composed, inplace_composed, backward_composed});
 }
 
 TORCH_LIBRARY_IMPL(fastact, NestedTensorCPU, m) {
-  implement_unary<&forward_composed, &inplace_composed, &backward_composed>(m);
+  implement_unary(m, UnaryKernels{forward_composed, inplace_composed, backward_composed});
 }
 
 TORCH_LIBRARY_IMPL(fastact, NestedTensorCUDA, m) {
-  implement_unary<&forward_composed, &inplace_composed, &backward_composed>(m);
+  implement_unary(m, UnaryKernels{forward_composed, inplace_composed, backward_composed});
 }
 
 }  // namespace fastact

@@ -5,21 +5,26 @@
 
 namespace fastact {
 
-#define FASTACT_DECLARE_ELEMENTWISE(isa)                \
-  namespace isa {                                       \
-  extern const ElementwiseKernels elementwise_float;    \
-  extern const ElementwiseKernels elementwise_double;   \
-  extern const ElementwiseKernels elementwise_bfloat16; \
-  extern const ElementwiseKernels elementwise_half;     \
-  }
-#define FASTACT_ELEMENTWISE(isa)                                               \
-  {isa::elementwise_float, isa::elementwise_double, isa::elementwise_bfloat16, \
-   isa::elementwise_half}
+// One family's tables of one instruction set, as cpu/isa/FAMILY*.cpp defines them.
+#define FASTACT_DECLARE(Table, family)  \
+  extern const Table family##_float;    \
+  extern const Table family##_double;   \
+  extern const Table family##_bfloat16; \
+  extern const Table family##_half;
+#define FASTACT_TABLES(isa, family) \
+  {isa::family##_float, isa::family##_double, isa::family##_bfloat16, isa::family##_half}
 
-FASTACT_DECLARE_ELEMENTWISE(baseline)
+#define FASTACT_DECLARE_FAMILIES(isa)              \
+  namespace isa {                                  \
+  FASTACT_DECLARE(ElementwiseKernels, elementwise) \
+  FASTACT_DECLARE(SoftmaxKernels, softmax)         \
+  }
+#define FASTACT_FAMILIES(isa) FASTACT_TABLES(isa, elementwise), FASTACT_TABLES(isa, softmax)
+
+FASTACT_DECLARE_FAMILIES(baseline)
 #if defined(__x86_64__)
-FASTACT_DECLARE_ELEMENTWISE(avx2)
-FASTACT_DECLARE_ELEMENTWISE(avx512)
+FASTACT_DECLARE_FAMILIES(avx2)
+FASTACT_DECLARE_FAMILIES(avx512)
 #endif
 
 namespace {
@@ -45,14 +50,14 @@ struct InstructionSet {
 // Narrowest first.
 const InstructionSet kInstructionSets[] = {
     {"baseline", [] { return true; },
-     [] { return Kernels{"baseline", FASTACT_ELEMENTWISE(baseline)}; }},
+     [] { return Kernels{"baseline", FASTACT_FAMILIES(baseline)}; }},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, [] { return Kernels{"avx2", FASTACT_ELEMENTWISE(avx2)}; }},
-    {"avx512", has_avx512, [] { return Kernels{"avx512", FASTACT_ELEMENTWISE(avx512)}; }},
+    {"avx2", has_avx2, [] { return Kernels{"avx2", FASTACT_FAMILIES(avx2)}; }},
+    {"avx512", has_avx512, [] { return Kernels{"avx512", FASTACT_FAMILIES(avx512)}; }},
     // Elementwise kernels gain nothing here: vcvtneps2bf16 flushes denormals, so bfloat16 is
     // rounded with integer arithmetic on both sets.
     {"avx512_bf16", has_avx512_bf16,
-     [] { return Kernels{"avx512_bf16", FASTACT_ELEMENTWISE(avx512)}; }},
+     [] { return Kernels{"avx512_bf16", FASTACT_FAMILIES(avx512)}; }},
 #endif
 };
 

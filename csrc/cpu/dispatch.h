@@ -13,6 +13,7 @@ namespace fastact {
 struct Kernels {
   const char* name;  // the instruction set
   ElementwiseKernels elementwise[kNumDtypes];
+  SoftmaxKernels softmax[kNumDtypes];
 };
 
 // The widest set that the processor has, or the one that FASTACT_ISA names.

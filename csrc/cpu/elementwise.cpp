@@ -4,6 +4,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/ops/empty_like.h>
+#include <torch/library.h>
 
 #include "cpu/parallel.h"
 
@@ -182,7 +183,7 @@ Tensor unary_backward(const Activation& activation, const Tensor& grad, const Te
 }
 
 TORCH_LIBRARY_IMPL(fastact, CPU, m) {
-  implement_unary<&unary_forward, &unary_inplace, &unary_backward>(m);
+  implement_unary(m, UnaryKernels{unary_forward, unary_inplace, unary_backward});
 }
 
 }  // namespace fastact

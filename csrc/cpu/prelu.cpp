@@ -6,6 +6,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/prelu.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include "cpu/elementwise.h"
 #include "cpu/parallel.h"

@@ -12,7 +12,7 @@ import sys
 import mpmath as mp
 import numpy as np
 
-mp.mp.prec = 200
+mp.mp.prec = 150
 
 
 def chebyshev_fit(f, low, high, degree):
@@ -36,6 +36,36 @@ def emit(name, comment, coefficients):
     for c in coefficients:
         print(f"    {float(c).hex()},")
     print("};")
+
+
+def emit_floats(name, comment, rows):
+    """An array of rows of floats, each aligned to a register."""
+    print(f"\n// {comment}")
+    size = f"[{len(rows)}][{len(rows[0])}]" if len(rows) > 1 else f"[{len(rows[0])}]"
+    print(f"alignas(64) constexpr float {name}{size} = {{")
+    for row in rows:
+        lines = [
+            "    " + ", ".join(float_literal(v) for v in row[i : i + 5]) + ","
+            for i in range(0, len(row), 5)
+        ]
+        if len(rows) > 1:
+            lines = ["    {"] + lines + ["    },"]
+        print("\n".join(lines))
+    print("};")
+
+
+def float_literal(v):
+    mantissa, exponent = float(np.float32(v)).hex().split("p")
+    return f"{mantissa.rstrip('0').rstrip('.')}p{exponent}f"
+
+
+def to_float(v):
+    return float(np.float32(float(v)))
+
+
+def ulp(v):
+    """The distance between floats at |v|."""
+    return 2.0 ** (max(int(np.floor(np.log2(abs(float(v))))), -126) - 23)
 
 
 def series(x, order):
@@ -85,6 +115,184 @@ def mills_polynomials():
         )
 
 
+# Cells: an interval is cut into 32 cells, and in each the function is a polynomial in d = a - m, m
+# the cell's centre. All coefficients are floats, found from the lowest up, so that each makes good
+# what rounding those before it spoilt.
+
+
+def minimax(matrix, target, rounds=12):
+    """Least squares reweighted towards the smallest maximum (Lawson's algorithm)."""
+    weight = np.ones(len(target))
+    for _ in range(rounds):
+        root = np.sqrt(weight)
+        solution = np.linalg.lstsq(matrix * root[:, None], target * root, rcond=None)[0]
+        error = np.abs(matrix @ solution - target)
+        weight = weight * (error / (error.max() + 1e-300) + 1e-3)
+        weight /= weight.mean()
+    return solution
+
+
+def fit_cell(f, low, high, centre, fixed, degree):
+    """Coefficients c0..c_degree with the first ones given, and their relative error."""
+    nodes = 48
+    t = np.cos((np.arange(nodes) + 0.5) * np.pi / nodes)
+    a = (low + high) / 2 + (high - low) / 2 * t
+    d = a - centre
+    exact = [f(mp.mpf(x)) for x in a]
+    weight = 1 / np.abs(np.array([float(y) for y in exact]))
+    base = [sum(mp.mpf(c) * mp.mpf(x) ** k for k, c in enumerate(fixed)) for x in d]
+    rest = np.array([float(y - b) for y, b in zip(exact, base)])
+    reach = max(abs(low - centre), abs(high - centre))
+    coefficients = list(fixed)
+    for k in range(len(fixed), degree + 1):
+        columns = [(d / reach) ** j * weight for j in range(k, degree + 1)]
+        solution = minimax(np.stack(columns, 1), rest * weight)
+        c = to_float(solution[0] / reach**k)
+        coefficients.append(c)
+        rest = rest - c * d**k
+    return coefficients, float(np.max(np.abs(rest) * weight))
+
+
+def lucky_centres(f, low, high, rng, on_grid_of_a, tries=6):
+    """Points near the middle whose function value is nearly a float (Gal, 1986), and the value.
+
+    With on_grid_of_a it is a float that a - value subtracts exactly from any a in the cell.
+    """
+    step = ulp(high * (1 - 1e-7)) if on_grid_of_a else 0
+    found = []
+    while len(found) < tries:
+        m = to_float(low + (high - low) * (0.5 + 0.16 * (rng.random() - 0.5)))
+        value = f(mp.mpf(m))
+        step_here = max(step, ulp(value))
+        rounded = mp.nint(value / step_here) * step_here
+        if abs(value - rounded) < 0.02 * ulp(value):
+            found.append((m, [float(rounded)]))
+    return found
+
+
+def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0):
+    """Prints the table of one function: a row of 32 numbers for each coefficient c0, c1, ...
+
+    centres: "none" where they lie on the grid, so that the formula computes them; else a row of
+    them comes first: "middle", "lucky" ones or "exact" ones (lucky_centres). special: {cell: (centre, its first coefficients)}.
+    rotate: the cell that stands first.
+    """
+    rng = np.random.default_rng(1986)
+    table = []
+    errors = []
+    for j, (low, high) in enumerate(edges):
+        middle = low + high if low == 0 else (low + high) / 2
+        if special and j in special:
+            tries = [special[j]]
+        elif centres in ("lucky", "exact"):
+            tries = lucky_centres(f, low, high, rng, centres == "exact")
+        else:
+            tries = [(middle, [])]
+        fits = [fit_cell(f, low, high, m, fixed, degree) + (m,) for m, fixed in tries]
+        coefficients, error, centre = min(fits, key=lambda fit: fit[1])
+        table.append(([centre] if centres != "none" else []) + coefficients)
+        errors.append(error)
+    print(name, *(f"{e * 2**24:.3f}" for e in errors), file=sys.stderr)
+    table = table[rotate:] + table[:rotate]
+    rows = [list(row) for row in zip(*table)]
+    what = "coefficients" if centres == "none" else "centres, then coefficients"
+    bits = f"{np.log2(max(errors)):.1f}"
+    emit_floats(name, f"{comment}\n// Rows: {what}. Relative error of the polynomials 2^{bits}.", rows)
+
+
+def grid(width, first=0):
+    """32 cells around the multiples of width; a first cell that starts at 0 is half as wide."""
+    edges = [((j - 0.5) * width, (j + 0.5) * width) for j in range(first, first + 32)]
+    return [(max(low, 0.0), high) if first == 0 else (low, high) for low, high in edges]
+
+
+def sigmoid(x):
+    return 1 / (1 + mp.exp(-x))
+
+
+def phi(a):
+    """The normal distribution function at -a."""
+    return mp.erfc(a / mp.sqrt(2)) / 2
+
+
+def mish(x):
+    return x * mp.tanh(mp.log1p(mp.exp(x)))
+
+
+def gelu_tanh(x):
+    return x * sigmoid(2 * mp.sqrt(2 / mp.pi) * (x + mp.mpf("0.044715") * x**3))
+
+
+def quarter_octaves(top):
+    """32 cells ending with the one that holds top: four to an octave, the first from 0."""
+    last = int(np.float32(top).view(np.int32)) >> 21
+    bound = [float(np.array(i << 21, np.int32).view(np.float32)) for i in range(last - 31, last + 1)]
+    return last - 31, [(0.0, bound[1])] + list(zip(bound[1:], bound[2:] + [top]))
+
+
+def cell_tables():
+    eighth, quarter, half = grid(1 / 8), grid(1 / 4), grid(1 / 2, -16)
+    around_0 = 16  # the cell of 0 in a grid that begins at -16
+    cells(
+        "kSigmoidCells",
+        "1 / (1 + e^a), cells of 1/4.",
+        lambda a: sigmoid(-a),
+        quarter,
+        4,
+        "lucky",
+    )
+    cells("kSoftplusCells", "log(1 + e^-a), cells of 1/4.", lambda a: mp.log1p(mp.exp(-a)), quarter, 4)
+    cells(
+        "kSiluCells",
+        "a / (1 + e^a), cells of 1/4; without the linear term a/2 of the first.",
+        lambda a: a * sigmoid(-a),
+        quarter,
+        5,
+        "exact",
+        {0: (0.0, [0.0, 0.5])},
+    )
+    cells(
+        "kLogsigmoidCells",
+        "-log(1 + e^-x), cells of 1/2 around 0, 1/2, ..., 15/2, -8, ..., -1/2.",
+        lambda x: -mp.log1p(mp.exp(-x)),
+        half,
+        5,
+        "lucky",
+        rotate=16,
+    )
+    cells(
+        "kMishCells",
+        "x tanh(log(1 + e^x)), cells of 1/2 as above.",
+        mish,
+        half,
+        6,
+        special={around_0: (0.0, [0.0])},
+        rotate=16,
+    )
+    cells("kGeluCells", "a Phi(-a), cells of 1/8.", lambda a: a * phi(a), eighth, 5, special={0: (0.0, [0.0, 0.5])})
+    cells(
+        "kGeluTanhCells",
+        "-gelu_tanh(-a), cells of 1/8.",
+        lambda a: -gelu_tanh(-a),
+        eighth,
+        5,
+        special={0: (0.0, [0.0, 0.5])},
+    )
+    lowest, octaves = quarter_octaves(9.02)
+    print(f"\n// The bits of a float shifted right by 21, in the first cell below.")
+    print(f"constexpr int kTanhLowest = {lowest};")
+    cells(
+        "kTanhCells",
+        "tanh(a), four cells to an octave.",
+        mp.tanh,
+        octaves,
+        5,
+        "lucky",
+        {0: (0.0, [0.0, 1.0])},
+        rotate=-lowest % 32,
+    )
+
+
 def main():
     print(
         """// Generated by math/generate_tables.py; edit that, not this.
@@ -100,6 +308,7 @@ namespace tables {"""
     exp_polynomials()
     log_polynomials()
     mills_polynomials()
+    cell_tables()
     print(
         """
 }  // namespace tables

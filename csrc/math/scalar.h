@@ -145,6 +145,16 @@ FASTACT_FN int64_t shift_right(int64_t x) {
   return static_cast<int64_t>(static_cast<uint64_t>(x) >> kBits);
 }
 
+// table[index mod 16], table[index mod 32].
+template <class V>
+FASTACT_FN float lookup16(const float* table, int32_t index) {
+  return table[index & 15];
+}
+template <class V>
+FASTACT_FN float lookup32(const float* table, int32_t index) {
+  return table[index & 31];
+}
+
 // x * 2^n for an integral n, at most +-252 in float and +-2044 in double (more counts as that); a
 // subnormal result is rounded once.
 FASTACT_FN float scale(float x, float n) {

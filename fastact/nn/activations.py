@@ -79,4 +79,44 @@ class PReLU(torch.nn.PReLU):
         return functional.prelu(input, self.weight)
 
 
-__all__ = [*_modules, "GELU", "PReLU"]
+class Softmax(torch.nn.Softmax):
+    """torch.nn.Softmax: exp(x) / sum(exp(x)) over ``dim``."""
+
+    __module__ = "fastact.nn"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.softmax(input, self.dim, _stacklevel=5)
+
+
+class Softmax2d(torch.nn.Softmax2d):
+    """torch.nn.Softmax2d: softmax over the channels of [N, C, H, W] or [C, H, W]."""
+
+    __module__ = "fastact.nn"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if input.dim() not in (3, 4):
+            raise ValueError(
+                f"fastact.nn.Softmax2d: input: expected 3 or 4 dimensions, got {input.dim()}"
+            )
+        return functional.softmax(input, -3)
+
+
+class Softmin(torch.nn.Softmin):
+    """torch.nn.Softmin: softmax(-x) over ``dim``."""
+
+    __module__ = "fastact.nn"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.softmin(input, self.dim, _stacklevel=5)
+
+
+class LogSoftmax(torch.nn.LogSoftmax):
+    """torch.nn.LogSoftmax: x - log(sum(exp(x))) over ``dim``."""
+
+    __module__ = "fastact.nn"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.log_softmax(input, self.dim, _stacklevel=5)
+
+
+__all__ = [*_modules, "GELU", "LogSoftmax", "PReLU", "Softmax", "Softmax2d", "Softmin"]

@@ -12,7 +12,6 @@ from fastact.activations import REGISTRY, resolve, unknown_activation
 from fastact.nn import activations as modules
 
 _ROW_OF_MODULE = {getattr(torch.nn, row.module): row.name for row in REGISTRY.values()}
-_ROW_OF_MODULE |= {torch.nn.Softmax: "softmax", torch.nn.LogSoftmax: "log_softmax"}
 
 
 class FusedActivation:
@@ -50,7 +49,7 @@ class FusedActivation:
         """The keyword arguments that a layer's repr shows."""
         if self.name is None:
             return ""
-        known = REGISTRY[self.name].parameters if self.name in REGISTRY else ("dim",)
+        known = REGISTRY[self.name].parameters
         shown = [f"activation={self.name!r}"]
         shown += [f"{k}={v}" for k, v in zip(known, self.parameters, strict=True)]
         return ", ".join(shown)
@@ -113,8 +112,8 @@ class Linear(torch.nn.Linear):
         fused = self.fused
         own = self._parameters
         # nn.Module.__getattr__ costs 0.2 us; a parametrized weight is not among the parameters.
-        weight = own["weight"] if "weight" in own else self.weight
-        bias = own["bias"] if "bias" in own else self.bias
+        weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401  (it is slow)
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
         slope = self.activation.weight if fused.name == "prelu" else None
         if is_dynamo_compiling():
             return torch.ops.fastact.linear(

@@ -1,25 +1,13 @@
-// Elementwise kernels over contiguous memory, for the width that FASTACT_ISA chose. `T` is the type
-// in memory; 16-bit types are widened to float by the load and rounded once by the store.
+// Elementwise kernels over contiguous memory, for the width that FASTACT_ISA chose.
 #pragma once
 
+#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/tables.h"
-#include "cpu/simd/width.h"
 #include "math/activations.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
-
-template <class T>
-struct ComputeType {
-  using type = float;
-};
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-template <class T>
-using compute_t = typename ComputeType<T>::type;
 
 // Registers in flight: one load to use takes several cycles, and a formula's chain of fused
 // multiply-adds four cycles each, so that a lone vector would wait for itself.

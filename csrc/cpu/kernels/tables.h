@@ -25,6 +25,42 @@ using PreluKernel = void (*)(const void* x, const void* slope, int slope_step, v
 using PreluBackwardKernel = void (*)(const void* grad, const void* x, const void* slope,
                                      int slope_step, void* dx, void* dslope, int64_t n);
 
+// What softmax kernels compute, over `length` elements z = scale * x + mask:
+// softmax: exp(z - max) / sum exp(z - max); log_softmax: z - max - log(sum exp(z - max)).
+struct SoftmaxArguments {
+  int64_t length;
+  double scale;
+  bool log;
+};
+
+// The bytes of scratch memory that a forward kernel call needs.
+using SoftmaxScratch = int64_t (*)(int64_t length);
+
+// Rows of `length` contiguous elements, one after the other. `mask` is null or has an element for
+// each of x, with rows `mask_stride` elements apart (0: one row for all).
+using SoftmaxRowsKernel = void (*)(const void* x, const void* mask, int64_t mask_stride, void* y,
+                                   int64_t rows, const SoftmaxArguments& arguments, void* scratch);
+
+// `columns` neighbouring columns of `length` elements that are `stride` elements apart.
+using SoftmaxColumnsKernel = void (*)(const void* x, void* y, int64_t stride, int64_t columns,
+                                      const SoftmaxArguments& arguments, void* scratch);
+
+// dx = scale * y * (grad - sum(grad * y)), or for log_softmax grad - exp(y) * sum(grad).
+using SoftmaxRowsBackwardKernel = void (*)(const void* grad, const void* y, void* dx, int64_t rows,
+                                           const SoftmaxArguments& arguments);
+using SoftmaxColumnsBackwardKernel = void (*)(const void* grad, const void* y, void* dx,
+                                              int64_t stride, int64_t columns,
+                                              const SoftmaxArguments& arguments);
+
+struct SoftmaxKernels {
+  SoftmaxScratch rows_scratch;
+  SoftmaxScratch columns_scratch;
+  SoftmaxRowsKernel rows;
+  SoftmaxColumnsKernel columns;
+  SoftmaxRowsBackwardKernel rows_backward;
+  SoftmaxColumnsBackwardKernel columns_backward;
+};
+
 // One instruction set's elementwise kernels of one dtype; the unary ones in the order of
 // math/activations.h's list.
 struct ElementwiseKernels {

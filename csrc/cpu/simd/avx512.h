@@ -190,10 +190,12 @@ FASTACT_FN V from_bits(Vec<int32_t> a) {
 }
 
 // table[index mod 16], table[index mod 32]; the table is aligned to 64 bytes.
-FASTACT_FN Vec<float> lookup16(const float* table, Vec<int32_t> index) {
+template <class V>
+FASTACT_FN V lookup16(const float* table, Vec<int32_t> index) {
   return _mm512_permutexvar_ps(index.v, _mm512_load_ps(table));
 }
-FASTACT_FN Vec<float> lookup32(const float* table, Vec<int32_t> index) {
+template <class V>
+FASTACT_FN V lookup32(const float* table, Vec<int32_t> index) {
   return _mm512_permutex2var_ps(_mm512_load_ps(table), index.v, _mm512_load_ps(table + 16));
 }
 

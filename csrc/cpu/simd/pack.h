@@ -212,11 +212,16 @@ FASTACT_FN IntPack<I, U> shift_right(IntPack<I, U> a) {
   return r;
 }
 
-template <class V, int U, class P>
-FASTACT_FN Pack<V, U, P> lookup16(const typename V::scalar* table,
-                                  IntPack<typename V::Int, U> index) {
-  Pack<V, U, P> r;
-  FASTACT_EACH = lookup16(table, index.part[u]);
+template <class W, class I, int U>
+FASTACT_FN W lookup16(const float* table, IntPack<I, U> index) {
+  W r;
+  FASTACT_EACH = lookup16<typename W::Part>(table, index.part[u]);
+  return r;
+}
+template <class W, class I, int U>
+FASTACT_FN W lookup32(const float* table, IntPack<I, U> index) {
+  W r;
+  FASTACT_EACH = lookup32<typename W::Part>(table, index.part[u]);
   return r;
 }
 

@@ -1,0 +1,82 @@
+"""The machine's own limits, measured in the same run, and the share of them that a time reaches."""
+
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from .operations import DTYPES, OPERATIONS
+
+SOURCE = Path(__file__).with_name("limits.cpp")
+COMPILER = "g++"
+# -O3 keeps the accumulators in registers; the last flag keeps copy loops from becoming memcpy.
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-tree-loop-distribute-patterns")
+TABLE_BYTES = tuple(1 << power for power in (14, 16, 18, 20, 22, 24, 26, 28))
+SMALLEST_LIMITED = 1 << 16  # bytes moved; below, a call costs more than its work
+
+
+class Unavailable(Exception):
+    """The limits cannot be measured here; the text says why."""
+
+
+def program(cache):
+    """The compiled limits.cpp, kept in the folder cache under a name that follows its source."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
+    binary = cache / f"limits-{digest}"
+    if not binary.exists():
+        if shutil.which(COMPILER) is None:
+            raise Unavailable(f"{COMPILER} is not installed")
+        cache.mkdir(parents=True, exist_ok=True)
+        run([COMPILER, *FLAGS, str(SOURCE), "-o", str(binary)])
+    return binary
+
+
+def run(command):
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode != 0:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise Unavailable(f"{Path(command[0]).name}: {lines[-1]}")
+    return process.stdout
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Flops and bytes per second, and the costs of calls in seconds."""
+
+    flops: dict[str, float]  # by dtype and instruction set, as in "fp32 avx2"
+    bandwidth: list[dict]  # {"bytes": of one buffer, "read": ..., "copy": read + written}
+    calls: dict[str, float]
+
+    def peak(self, dtype):
+        """Without instructions of its own a dtype is converted to fp32 and computed there."""
+        own = [rate for name, rate in self.flops.items() if name.startswith(dtype)]
+        return max(own) if own else self.peak("fp32")
+
+    def bytes_per_second(self, kind, size):
+        nearest = min(self.bandwidth, key=lambda row: abs(math.log(row["bytes"] / size)))
+        return nearest[kind]
+
+    def seconds(self, case, moved):
+        """The least time for a case that moves this many bytes; None where calls dominate."""
+        if moved < SMALLEST_LIMITED:
+            return None
+        flops = OPERATIONS[case.operation].flops(case)
+        if not flops:
+            return moved / self.bytes_per_second("copy", operand_bytes(case))
+        read = self.bytes_per_second("read", operand_bytes(case))
+        return max(flops / self.peak(case.dtype), moved / read)
+
+
+def operand_bytes(case):
+    return OPERATIONS[case.operation].operand(case) * DTYPES[case.dtype].itemsize
+
+
+def measure(threads, sizes, cache, call_costs):
+    """call_costs: what the eager worker measured of Python's calls."""
+    sizes = sorted({TABLE_BYTES[0], *(size for size in sizes if size > TABLE_BYTES[0])})
+    found = json.loads(run([str(program(cache)), str(threads), *map(str, sizes)]))
+    region = {f"parallel region, {threads} threads": found["parallel_region"]}
+    return Limits(found["flops"], found["bandwidth"], {**call_costs, **region})

@@ -1,0 +1,83 @@
+"""What a run found: comparisons of a contender with the baseline, the best peer and the limit."""
+
+import math
+from dataclasses import dataclass
+
+from .contenders import CONTENDERS
+from .limits import Limits
+from .measure import Result, ratio
+from .suites import Case
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The figures of one contender on one case; None where one cannot be had."""
+
+    over_baseline: float | None
+    best_peer: str | None
+    over_best_peer: float | None
+    limit_share: float | None
+
+
+@dataclass
+class Outcome:
+    machine: dict
+    baseline: str
+    contenders: list[str]  # that were measured
+    absent: dict[str, str]  # contender: reason
+    limits: Limits | None
+    no_limits: str  # why limits is None
+    results: list[tuple[Case, dict[str, Result]]]
+
+    @property
+    def subjects(self):
+        """Whom the report is about: our own contenders; without them, the first other one."""
+        own = [name for name in self.contenders if CONTENDERS[name].ours]
+        return own or [name for name in self.contenders if name != self.baseline][:1]
+
+    def compare(self, case, results, name):
+        mine = results[name]
+        done = {other: result for other, result in results.items() if not result.failure}
+        peers = [other for other in done if other != name and not CONTENDERS[other].ours]
+        best = min(peers, key=lambda other: done[other].seconds, default=None)
+        return Comparison(
+            over_baseline=ratio(done[self.baseline], mine) if self.baseline in done else None,
+            best_peer=best,
+            over_best_peer=ratio(done[best], mine) if best else None,
+            limit_share=self.limit_share(case, mine),
+        )
+
+    def limit_share(self, case, result):
+        """For inference only: what a training step must move depends on what it saves."""
+        if self.limits is None or self.machine["mode"] != "infer":
+            return None
+        least = self.limits.seconds(case, result.bytes)
+        return least / result.seconds if least else None
+
+    def comparisons(self, name, selected=lambda case: True):
+        """Of the selected cases that the contender finished."""
+        return [
+            self.compare(case, results, name)
+            for case, results in self.results
+            if selected(case) and name in results and not results[name].failure
+        ]
+
+    def below(self, least):
+        """(case name, ratio or the reason of the failure) of our cases under this ratio."""
+        found = []
+        for case, results in self.results:
+            for name in (name for name in results if CONTENDERS[name].ours):
+                if results[name].failure:
+                    found.append((f"{case.name} {name}", results[name].failure))
+                    continue
+                over = self.compare(case, results, name).over_baseline
+                if over is None:
+                    found.append((f"{case.name} {name}", f"{self.baseline} failed"))
+                elif over < least:
+                    found.append((f"{case.name} {name}", f"{over:.3f}x"))
+        return found
+
+
+def geometric_mean(values):
+    values = [value for value in values if value is not None]
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None

@@ -1,0 +1,156 @@
+"""The process of one contender: answers requests, one JSON object a line, over stdin and stdout.
+
+    {"command": "prepare", "case": {...}}   -> {"bytes": moved, "error": against float64}
+    {"command": "round"}                    -> {"seconds": [per call, one for each batch]}
+    {"command": "call_costs"}               -> {name: seconds}
+
+A failure answers {"failure": reason}. The first line, unasked, is {"ready": facts} or
+{"absent": reason}. Between requests the parent stops the whole process.
+"""
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import signal
+import sys
+import timeit
+import traceback
+
+import torch
+
+from . import operations
+from .contenders import CONTENDERS
+from .suites import Case
+
+BATCH_SECONDS = 100e-6  # several calls a sample, so that reading the clock does not count
+ROUND_SECONDS = 15e-3
+WARM_UP_SECONDS = 3e-3  # after SIGCONT: caches, page tables, the thread pool's wake-up
+FEWEST_SAMPLES = 3
+PR_SET_PDEATHSIG = 1
+
+
+class Measurement:
+    """A prepared case: its error against the truth, then rounds of timings."""
+
+    def __init__(self, contender, case, train):
+        problem = contender.build(case)
+        incoming = None
+        if train:
+            for leaf in problem.leaves:
+                leaf.requires_grad_()
+
+            def incoming(output):
+                return operations.incoming_gradient(output, output.dtype)
+
+        found = operations.results(problem, incoming)
+        moved = [*problem.leaves, found[0]]
+        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in moved)
+        self.error = operations.error(found, operations.truth(case, train))
+
+        statement, scope = problem.expression, {**problem.scope, **problem.tensors}
+        if train:
+            statement = f"gradients({statement}, leaves, incoming)"
+            scope |= {
+                "gradients": torch.autograd.grad,
+                "leaves": problem.leaves,
+                "incoming": incoming(found[0]),
+            }
+        self.timer = timeit.Timer(statement, globals=scope)
+        self.calibrate()
+
+    def calibrate(self):
+        self.timer.timeit(1)
+        self.batch = 1
+        while (seconds := self.timer.timeit(self.batch)) < BATCH_SECONDS / 2:
+            self.batch *= 2
+        self.batch_seconds = min(seconds, self.timer.timeit(self.batch))
+
+    def round(self):
+        for _ in range(self.repetitions(WARM_UP_SECONDS, 1)):
+            self.timer.timeit(self.batch)
+        samples = range(self.repetitions(ROUND_SECONDS, FEWEST_SAMPLES))
+        return [self.timer.timeit(self.batch) / self.batch for _ in samples]
+
+    def repetitions(self, seconds, fewest):
+        return max(fewest, math.ceil(seconds / self.batch_seconds))
+
+
+def call_costs():
+    """The floors of a Python call, in seconds: nothing that goes through them is faster."""
+    expressions = {
+        "Python function": "function(x)",
+        "torch.nn.Identity": "identity(x)",
+        "torch.empty_like, 64 elements": "empty_like(x)",
+    }
+    scope = {
+        "function": lambda x: x,
+        "identity": torch.nn.Identity(),
+        "empty_like": torch.empty_like,
+        "x": torch.zeros(64),
+    }
+    number = 10_000
+    return {
+        name: min(timeit.repeat(expression, globals=scope, number=number)) / number
+        for name, expression in expressions.items()
+    }
+
+
+class Server:
+    def __init__(self, contender, mode):
+        self.contender = contender
+        self.train = mode == "train"
+        self.measurement = None
+
+    def answer(self, request):
+        match request["command"]:
+            case "prepare":
+                self.measurement = None
+                torch.compiler.reset()  # Dynamo keeps every function it has compiled
+                case = Case.from_json(request["case"])
+                self.measurement = Measurement(self.contender, case, self.train)
+                return {"bytes": self.measurement.bytes, "error": self.measurement.error}
+            case "round":
+                return {"seconds": self.measurement.round()}
+            case "call_costs":
+                return call_costs()
+
+
+def claim_stdout():
+    """The real stdout for answers; whatever libraries print goes to stderr."""
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return channel
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("mode", choices=("infer", "train"))
+    arguments = parser.parse_args()
+    if sys.platform == "linux":  # a stopped worker would outlive a killed parent
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    channel = claim_stdout()
+    contender = CONTENDERS[arguments.contender]
+    try:
+        facts = contender.setup()
+    except ImportError as problem:
+        print(json.dumps({"absent": str(problem)}), file=channel)
+        return
+    print(json.dumps({"ready": facts}), file=channel)
+
+    server = Server(contender, arguments.mode)
+    torch.set_grad_enabled(server.train)
+    for line in sys.stdin:
+        try:
+            answer = server.answer(json.loads(line))
+        except Exception as problem:  # reported, and the next case still runs
+            traceback.print_exc()
+            text = str(problem).strip() or "no message"
+            answer = {"failure": f"{type(problem).__name__}: {text.splitlines()[0]}"}
+        print(json.dumps(answer), file=channel)
+
+
+if __name__ == "__main__":
+    main()

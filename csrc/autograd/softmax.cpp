@@ -1,0 +1,231 @@
+// Autograd of softmax and log_softmax, their fake kernels, and the ATen composition.
+#include "softmax.h"
+
+#include <ATen/WrapDimUtils.h>
+#include <ATen/ops/_log_softmax_backward_data.h>
+#include <ATen/ops/_softmax_backward_data.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/softmax.h>
+#include <torch/library.h>
+
+#include "activation.h"
+#include "autograd/node.h"
+#include "operators.h"
+
+namespace fastact {
+namespace {
+
+using Softmax = Tensor(const Tensor&, int64_t, double);
+using SoftmaxBackwardSchema = Tensor(const Tensor&, const Tensor&, int64_t, double);
+using LogSoftmax = Tensor(const Tensor&, int64_t);
+using LogSoftmaxBackwardSchema = Tensor(const Tensor&, const Tensor&, int64_t);
+
+const auto& softmax_operator() {
+  static const auto handle = find_operator<Softmax>("softmax");
+  return handle;
+}
+const auto& softmax_backward_operator() {
+  static const auto handle = find_operator<SoftmaxBackwardSchema>("softmax_backward");
+  return handle;
+}
+const auto& log_softmax_operator() {
+  static const auto handle = find_operator<LogSoftmax>("log_softmax");
+  return handle;
+}
+const auto& log_softmax_backward_operator() {
+  static const auto handle = find_operator<LogSoftmaxBackwardSchema>("log_softmax_backward");
+  return handle;
+}
+
+struct SoftmaxNode final : torch::autograd::TraceableFunction {
+  bool log = false;
+  int64_t dim = 0;
+  double scale = 1;
+  SavedVariable output;
+
+  std::string name() const override { return log ? "fastact::log_softmax" : "fastact::softmax"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    output.reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list result(1);
+    if (grads[0].defined() && task_should_compute_output(0)) {
+      const Tensor y = output.unpack(getptr());
+      result[0] =
+          log ? log_softmax_backward(grads[0], y, dim) : softmax_backward(grads[0], y, dim, scale);
+    }
+    return result;
+  }
+
+  void compiled_args(CompiledNodeArgs& args) const override {
+    args.collect(log);
+    args.collect(dim);
+    args.collect(scale);
+    args.collect(output, /*is_output=*/true);
+  }
+
+  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
+    swap.before(output);
+    variable_list result = apply(variable_list(grads));
+    swap.after(output);
+    return result;
+  }
+};
+
+bool differentiated_here(const Tensor& self) {
+  return is_kernel_dtype(self.scalar_type()) && self.layout() == at::kStrided &&
+         !self.is_nested() && !is_dual(self);
+}
+
+// `compute` runs below autograd.
+template <class F>
+Tensor record(const Tensor& self, bool log, int64_t dim, double scale, const F& compute) {
+  const auto node = make_node<SoftmaxNode>(self);
+  Tensor result = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return compute();
+  }();
+  if (node) {
+    node->log = log;
+    node->dim = dim;
+    node->scale = scale;
+    set_history(result, node);
+    node->output = SavedVariable(result, /*is_output=*/true);
+    node_is_complete(node);
+  }
+  return result;
+}
+
+Tensor softmax_autograd(c10::DispatchKeySet keys, const Tensor& self, int64_t dim, double scale) {
+  if (C10_UNLIKELY(!differentiated_here(self))) {
+    return compose_softmax(self, dim, scale);
+  }
+  return record(self, /*log=*/false, dim, scale, [&] {
+    return softmax_operator().redispatch(keys & c10::after_autograd_keyset, self, dim, scale);
+  });
+}
+
+Tensor log_softmax_autograd(c10::DispatchKeySet keys, const Tensor& self, int64_t dim) {
+  if (C10_UNLIKELY(!differentiated_here(self))) {
+    return at::log_softmax(self, dim);
+  }
+  return record(self, /*log=*/true, dim, 1, [&] {
+    return log_softmax_operator().redispatch(keys & c10::after_autograd_keyset, self, dim);
+  });
+}
+
+bool composed_backward(const Tensor& grad, const Tensor& output) {
+  return compute_requires_grad(grad, output) || !differentiated_here(output) || is_dual(grad);
+}
+
+Tensor softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad, const Tensor& output,
+                                 int64_t dim, double scale) {
+  if (composed_backward(grad, output)) {
+    return compose_softmax_backward(grad, output, dim, scale);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return softmax_backward_operator().redispatch(keys & c10::after_autograd_keyset, grad, output,
+                                                dim, scale);
+}
+
+Tensor log_softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
+                                     const Tensor& output, int64_t dim) {
+  if (composed_backward(grad, output)) {
+    return compose_log_softmax_backward(grad, output, dim);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return log_softmax_backward_operator().redispatch(keys & c10::after_autograd_keyset, grad, output,
+                                                    dim);
+}
+
+// Softmax's output is contiguous whatever its input's layout, as PyTorch's.
+Tensor contiguous_meta(const Tensor& self, int64_t dim) {
+  at::maybe_wrap_dim(dim, self.dim());
+  return at::empty_symint(self.sym_sizes(), self.options());
+}
+
+Tensor softmax_meta(const Tensor& self, int64_t dim, double scale) {
+  return is_kernel_dtype(self.scalar_type()) ? contiguous_meta(self, dim)
+                                             : compose_softmax(self, dim, scale);
+}
+
+Tensor log_softmax_meta(const Tensor& self, int64_t dim) {
+  return is_kernel_dtype(self.scalar_type()) ? contiguous_meta(self, dim)
+                                             : at::log_softmax(self, dim);
+}
+
+Tensor softmax_backward_meta(const Tensor&, const Tensor& output, int64_t dim, double) {
+  return contiguous_meta(output, dim);
+}
+
+Tensor log_softmax_backward_meta(const Tensor&, const Tensor& output, int64_t dim) {
+  return contiguous_meta(output, dim);
+}
+
+Tensor compose_log_softmax(const Tensor& self, int64_t dim) { return at::log_softmax(self, dim); }
+
+}  // namespace
+
+Tensor softmax(const Tensor& self, int64_t dim, double scale) {
+  return softmax_operator().call(self, dim, scale);
+}
+
+Tensor log_softmax(const Tensor& self, int64_t dim) {
+  return log_softmax_operator().call(self, dim);
+}
+
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim, double scale) {
+  return softmax_backward_operator().call(grad, output, dim, scale);
+}
+
+Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim) {
+  return log_softmax_backward_operator().call(grad, output, dim);
+}
+
+Tensor compose_softmax(const Tensor& self, int64_t dim, double scale) {
+  return at::softmax(scale == 1 ? self : at::mul(self, scale), dim);
+}
+
+Tensor compose_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,
+                                double scale) {
+  const Tensor dself = at::_softmax_backward_data(grad, output, dim, output.scalar_type());
+  return scale == 1 ? dself : at::mul(dself, scale);
+}
+
+Tensor compose_log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim) {
+  return at::_log_softmax_backward_data(grad, output, dim, output.scalar_type());
+}
+
+#define FASTACT_FOR_COMPOSED(m)                                   \
+  m.impl("softmax", TORCH_FN(compose_softmax));                   \
+  m.impl("softmax_backward", TORCH_FN(compose_softmax_backward)); \
+  m.impl("log_softmax", TORCH_FN(compose_log_softmax));           \
+  m.impl("log_softmax_backward", TORCH_FN(compose_log_softmax_backward));
+
+TORCH_LIBRARY_IMPL(fastact, Autograd, m) {
+  m.impl("softmax", TORCH_FN(softmax_autograd));
+  m.impl("softmax_backward", TORCH_FN(softmax_backward_autograd));
+  m.impl("log_softmax", TORCH_FN(log_softmax_autograd));
+  m.impl("log_softmax_backward", TORCH_FN(log_softmax_backward_autograd));
+}
+
+TORCH_LIBRARY_IMPL(fastact, Meta, m) {
+  m.impl("softmax", TORCH_FN(softmax_meta));
+  m.impl("softmax_backward", TORCH_FN(softmax_backward_meta));
+  m.impl("log_softmax", TORCH_FN(log_softmax_meta));
+  m.impl("log_softmax_backward", TORCH_FN(log_softmax_backward_meta));
+}
+
+TORCH_LIBRARY_IMPL(fastact, CompositeExplicitAutograd, m){FASTACT_FOR_COMPOSED(m)}
+
+TORCH_LIBRARY_IMPL(fastact, NestedTensorCPU, m) {
+  FASTACT_FOR_COMPOSED(m)
+}
+
+}  // namespace fastact

@@ -1,0 +1,166 @@
+// Softmax on the CPU: [outer, length, inner] views of dense tensors, split over threads by rows, or
+// by blocks of columns where inner > 1.
+#include "softmax.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/WrapDimUtils.h>
+#include <ATen/ops/_log_softmax_backward_data.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/log_softmax.h>
+#include <torch/library.h>
+
+#include "cpu/elementwise.h"
+#include "cpu/parallel.h"
+
+namespace fastact {
+namespace {
+
+// Below about this many elements a second thread gains nothing: some 8 cycles per 16 elements.
+constexpr int64_t kGrain = 16384;
+
+// Columns given to a thread at a time: whole groups of registers of every width and dtype.
+constexpr int64_t kColumnBlock = 64;
+
+struct Shape {
+  int64_t outer;
+  int64_t length;
+  int64_t inner;
+};
+
+Shape shape_of(const Tensor& t, int64_t dim) {
+  Shape shape{1, 1, 1};
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    (i < dim ? shape.outer : i == dim ? shape.length : shape.inner) *= t.size(i);
+  }
+  return shape;
+}
+
+// Memory for one thread at a time.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : memory_(at::detail::empty_cpu({bytes}, at::kByte)) {}
+  void* get() { return memory_.mutable_data_ptr(); }
+
+ private:
+  Tensor memory_;
+};
+
+// f(first row, rows) where inner is 1, else f(offset of a block of columns, columns), in parallel.
+template <class Rows, class Columns>
+void for_each_slice(const Shape& shape, const Rows& rows, const Columns& columns) {
+  const int64_t length = std::max<int64_t>(shape.length, 1);
+  if (shape.inner == 1) {
+    parallel_for(shape.outer, std::max<int64_t>(kGrain / length, 1),
+                 [&](int64_t begin, int64_t end) { rows(begin, end - begin); });
+    return;
+  }
+  const int64_t blocks = (shape.inner + kColumnBlock - 1) / kColumnBlock;
+  const int64_t block_elements = length * std::min(shape.inner, kColumnBlock);
+  parallel_for(shape.outer * blocks, std::max<int64_t>(kGrain / block_elements, 1),
+               [&](int64_t begin, int64_t end) { columns(begin, end, blocks); });
+}
+
+// The blocks [begin, end) of for_each_slice: f(offset, columns).
+template <class F>
+void for_each_block(const Shape& shape, int64_t begin, int64_t end, int64_t blocks, const F& f) {
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t first = block % blocks * kColumnBlock;
+    f(block / blocks * shape.length * shape.inner + first,
+      std::min(kColumnBlock, shape.inner - first));
+  }
+}
+
+Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
+  dim = at::maybe_wrap_dim(dim, self.dim());
+  const Tensor x = self.contiguous();
+  Tensor y = at::detail::empty_cpu(x.sizes(), x.scalar_type());
+  if (x.numel() == 0) {
+    return y;
+  }
+  const Shape shape = x.dim() == 0 ? Shape{1, 1, 1} : shape_of(x, dim);
+  const SoftmaxKernels& k = kernels().softmax[table_dtype(x.scalar_type())];
+  const SoftmaxArguments arguments{shape.length, scale, log};
+  const int64_t size = x.element_size();
+  const char* px = static_cast<const char*>(x.const_data_ptr());
+  char* py = static_cast<char*>(y.mutable_data_ptr());
+  for_each_slice(
+      shape,
+      [&](int64_t first, int64_t rows) {
+        Scratch scratch(k.rows_scratch(shape.length));
+        const int64_t offset = first * shape.length * size;
+        k.rows(px + offset, nullptr, 0, py + offset, rows, arguments, scratch.get());
+      },
+      [&](int64_t begin, int64_t end, int64_t blocks) {
+        Scratch scratch(k.columns_scratch(shape.length));
+        for_each_block(shape, begin, end, blocks, [&](int64_t offset, int64_t columns) {
+          k.columns(px + offset * size, py + offset * size, shape.inner, columns, arguments,
+                    scratch.get());
+        });
+      });
+  return y;
+}
+
+Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double scale, bool log) {
+  dim = at::maybe_wrap_dim(dim, output.dim());
+  const Tensor g = grad.contiguous();
+  const Tensor y = output.contiguous();
+  Tensor dx = at::detail::empty_cpu(y.sizes(), y.scalar_type());
+  if (y.numel() == 0) {
+    return dx;
+  }
+  const Shape shape = y.dim() == 0 ? Shape{1, 1, 1} : shape_of(y, dim);
+  const SoftmaxKernels& k = kernels().softmax[table_dtype(y.scalar_type())];
+  const SoftmaxArguments arguments{shape.length, scale, log};
+  const int64_t size = y.element_size();
+  const char* pg = static_cast<const char*>(g.const_data_ptr());
+  const char* py = static_cast<const char*>(y.const_data_ptr());
+  char* pdx = static_cast<char*>(dx.mutable_data_ptr());
+  for_each_slice(
+      shape,
+      [&](int64_t first, int64_t rows) {
+        const int64_t offset = first * shape.length * size;
+        k.rows_backward(pg + offset, py + offset, pdx + offset, rows, arguments);
+      },
+      [&](int64_t begin, int64_t end, int64_t blocks) {
+        for_each_block(shape, begin, end, blocks, [&](int64_t offset, int64_t columns) {
+          k.columns_backward(pg + offset * size, py + offset * size, pdx + offset * size,
+                             shape.inner, columns, arguments);
+        });
+      });
+  return dx;
+}
+
+bool covered(const Tensor& grad, const Tensor& output) {
+  return has_kernels(grad) && has_kernels(output) && grad.scalar_type() == output.scalar_type() &&
+         grad.sizes() == output.sizes();
+}
+
+Tensor softmax_cpu(const Tensor& self, int64_t dim, double scale) {
+  return has_kernels(self) ? forward(self, dim, scale, /*log=*/false)
+                           : compose_softmax(self, dim, scale);
+}
+
+Tensor log_softmax_cpu(const Tensor& self, int64_t dim) {
+  return has_kernels(self) ? forward(self, dim, 1, /*log=*/true) : at::log_softmax(self, dim);
+}
+
+Tensor softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim, double scale) {
+  return covered(grad, output) ? backward(grad, output, dim, scale, /*log=*/false)
+                               : compose_softmax_backward(grad, output, dim, scale);
+}
+
+Tensor log_softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim) {
+  return covered(grad, output) ? backward(grad, output, dim, 1, /*log=*/true)
+                               : compose_log_softmax_backward(grad, output, dim);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastact, CPU, m) {
+  m.impl("softmax", TORCH_FN(softmax_cpu));
+  m.impl("softmax_backward", TORCH_FN(softmax_backward_cpu));
+  m.impl("log_softmax", TORCH_FN(log_softmax_cpu));
+  m.impl("log_softmax_backward", TORCH_FN(log_softmax_backward_cpu));
+}
+
+}  // namespace fastact
