@@ -26,7 +26,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# The graph holds relative paths, so that no machine's path reaches the libraries.
+# The graph holds relative paths: messages name a source file, not somebody's folder.
 os.chdir(Path(__file__).resolve().parent)
 TORCH_RANGE = "torch>={},<{}".format(
     *tomllib.loads(Path("pyproject.toml").read_text())["tool"]["fastact"]["torch"]
@@ -59,7 +59,7 @@ COMMON = ["-Icsrc", "-fPIC", "-fvisibility=hidden", "-Wall", "-DNDEBUG"]
 KERNEL = [*COMMON, "-O3", "-ffp-contract=off", "-fno-math-errno"]
 # Without -fopenmp at::parallel_for, a template in PyTorch's headers, is compiled to a serial loop.
 # The linker does not get it: the library uses whichever OpenMP runtime PyTorch itself brought.
-SHIM = [*COMMON, "-O2", "-fopenmp"]
+SHIM = [*COMMON, "-O2", "-fopenmp", f"-ffile-prefix-map={Path(torch.__file__).parent}=torch"]
 NVCC = ["-Icsrc", "-O3", "-DNDEBUG", "--compiler-options=-fvisibility=hidden"]
 CXX = shlex.split(cpp_extension.get_cxx_compiler())
 CXXFLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))

@@ -6,6 +6,7 @@
 
 #include "activation.h"
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 
 namespace fastact {
 namespace {
@@ -56,6 +57,16 @@ TORCH_LIBRARY(fastact, m) {
   m.def("instruction_set() -> str", [] { return std::string(kernels().name); });
   m.def("instruction_sets() -> str[]", &built_instruction_sets);
   m.def("enabled() -> bool", &enabled);
+
+  // The output block cache (fastact.memory); the statistics in the order of MemoryStats.
+  m.def("memory_stats() -> int[]", [] {
+    const MemoryStats s = memory_stats();
+    return std::vector<int64_t>{s.cached_bytes, s.cached_blocks, s.in_use_bytes,
+                                s.hits,         s.misses,        s.limit_bytes};
+  });
+  m.def("memory_empty_cache() -> ()", &memory_empty_cache);
+  m.def("memory_set_limit(int bytes) -> ()", &memory_set_limit);
+  m.def("memory_enable(bool enabled) -> ()", &memory_enable);
 }
 
 }  // namespace fastact

@@ -12,8 +12,8 @@ from fastact._loader import load_operators
 
 load_operators()
 
-from fastact import functional, nn, ops  # noqa: E402, F401  (the operators must be there first)
+from fastact import functional, memory, nn, ops  # noqa: E402, F401  (the operators must be there first)
 from fastact._version import __version__  # noqa: E402
 from fastact.environment import info  # noqa: E402
 
-__all__ = ["__version__", "functional", "info", "nn"]
+__all__ = ["__version__", "functional", "info", "memory", "nn"]

@@ -113,7 +113,7 @@ def _tanhshrink_truth(x: torch.Tensor) -> torch.Tensor:
 
 _GELU = "Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415"
 _RELU = "Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Machines, ICML 2010"
-_LEAKY = "Maas, Hannun and Ng, Rectifier Nonlinearities Improve Neural Network Acoustic Models, ICML 2013"
+_LEAKY = "Maas, Hannun and Ng, Rectifier Nonlinearities Improve ... Acoustic Models, ICML 2013"
 _MOBILE = "Howard et al., Searching for MobileNetV3, arXiv:1905.02244"
 
 _ROWS = [

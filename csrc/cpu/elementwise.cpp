@@ -1,11 +1,10 @@
 #include "cpu/elementwise.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 
 namespace fastact {
@@ -121,22 +120,12 @@ void forward_into(const Activation& activation, const Tensor& self, Tensor& resu
 
 }  // namespace
 
-Tensor allocate_like(const Tensor& self) {
-  if (self.is_contiguous()) {
-    return at::detail::empty_cpu(self.sizes(), self.scalar_type());
-  }
-  if (self.is_non_overlapping_and_dense()) {
-    return at::detail::empty_strided_cpu(self.sizes(), self.strides(), self.scalar_type());
-  }
-  return at::empty_like(self);
-}
-
 Tensor unary_forward(const Activation& activation, const Tensor& self, const double* parameters) {
   activation.check(parameters);
   if (C10_UNLIKELY(!has_kernels(self))) {
     return activation.compose(self, parameters);
   }
-  Tensor result = allocate_like(self);
+  Tensor result = empty_like(self);
   forward_into(activation, self, result, parameters);
   return result;
 }
@@ -160,7 +149,7 @@ Tensor unary_backward(const Activation& activation, const Tensor& grad, const Te
   const UnaryBackwardKernel kernel =
       kernels().elementwise[table_dtype(saved.scalar_type())].backward[activation.index];
   const int64_t grain = grain_of(activation);
-  Tensor result = allocate_like(saved);
+  Tensor result = empty_like(saved);
   if (same_dense_layout(grad, saved) && same_dense_layout(saved, result)) {
     const char* g = static_cast<const char*>(grad.const_data_ptr());
     const char* s = static_cast<const char*>(saved.const_data_ptr());

@@ -12,10 +12,6 @@ inline bool has_kernels(const Tensor& t) {
          !t.is_neg() && enabled();
 }
 
-// An uninitialised CPU tensor with the strides of `self` if that is dense, else with the strides
-// that at::empty_like gives. Goes round the dispatcher: at::empty_like costs 0.3 us more (Zen 5).
-Tensor allocate_like(const Tensor& self);
-
 Tensor unary_forward(const Activation& activation, const Tensor& self, const double* parameters);
 Tensor& unary_inplace(const Activation& activation, Tensor& self, const double* parameters);
 Tensor unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved,

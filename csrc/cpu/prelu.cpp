@@ -3,12 +3,12 @@
 #include "prelu.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/ops/prelu.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "cpu/elementwise.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 
 namespace fastact {
@@ -99,10 +99,10 @@ Tensor forward(const Tensor& self, const Tensor& weight) {
   const Tensor x = dense(self, slopes);
   const Tensor w = weight.contiguous();
   // at::empty_like(self)'s strides, whatever layout the kernel reads.
-  Tensor result = allocate_like(self);
+  Tensor result = empty_like(self);
   Tensor y = result.strides() == x.strides() || (result.is_contiguous() && x.is_contiguous())
                  ? result
-                 : allocate_like(x);
+                 : empty_like(x);
   const PreluKernel kernel = kernels().elementwise[table_dtype(x.scalar_type())].prelu;
   const Rows r = rows_of(x, slopes);
   const Units u = units_of(r);
@@ -133,11 +133,11 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& self, cons
   const Tensor w = weight.contiguous();
   Tensor g = grad;
   if (g.strides() != x.strides()) {
-    g = allocate_like(x);
+    g = empty_like(x);
     g.copy_(grad);
   }
-  Tensor result = allocate_like(self);
-  Tensor dx = result.strides() == x.strides() ? result : allocate_like(x);
+  Tensor result = empty_like(self);
+  Tensor dx = result.strides() == x.strides() ? result : empty_like(x);
 
   const Rows r = rows_of(x, slopes);
   const Units u = units_of(r);
@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& self, cons
   } else {
     add_up(partial.const_data_ptr<float>());
   }
-  Tensor dweight = at::detail::empty_cpu(weight.sizes(), weight.scalar_type());
+  Tensor dweight = empty(weight.sizes(), weight.scalar_type());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, weight.scalar_type(), "prelu", [&] {
     scalar_t* out = dweight.mutable_data_ptr<scalar_t>();
     for (int64_t i = 0; i < slopes; ++i) {

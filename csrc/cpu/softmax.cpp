@@ -2,14 +2,13 @@
 // by blocks of columns where inner > 1.
 #include "softmax.h"
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/WrapDimUtils.h>
 #include <ATen/ops/_log_softmax_backward_data.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/log_softmax.h>
 #include <torch/library.h>
 
 #include "cpu/elementwise.h"
+#include "cpu/memory.h"
 #include "cpu/parallel.h"
 
 namespace fastact {
@@ -38,7 +37,7 @@ Shape shape_of(const Tensor& t, int64_t dim) {
 // Memory for one thread at a time.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : memory_(at::detail::empty_cpu({bytes}, at::kByte)) {}
+  explicit Scratch(int64_t bytes) : memory_(empty({bytes}, at::kByte)) {}
   void* get() { return memory_.mutable_data_ptr(); }
 
  private:
@@ -73,7 +72,7 @@ void for_each_block(const Shape& shape, int64_t begin, int64_t end, int64_t bloc
 Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
   dim = at::maybe_wrap_dim(dim, self.dim());
   const Tensor x = self.contiguous();
-  Tensor y = at::detail::empty_cpu(x.sizes(), x.scalar_type());
+  Tensor y = empty(x.sizes(), x.scalar_type());
   if (x.numel() == 0) {
     return y;
   }
@@ -104,7 +103,7 @@ Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double sc
   dim = at::maybe_wrap_dim(dim, output.dim());
   const Tensor g = grad.contiguous();
   const Tensor y = output.contiguous();
-  Tensor dx = at::detail::empty_cpu(y.sizes(), y.scalar_type());
+  Tensor dx = empty(y.sizes(), y.scalar_type());
   if (y.numel() == 0) {
     return dx;
   }

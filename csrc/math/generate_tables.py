@@ -153,28 +153,33 @@ def fit_cell(f, low, high, centre, fixed, degree):
     return coefficients, float(np.max(np.abs(rest) * weight))
 
 
-def lucky_centres(f, low, high, rng, on_grid_of_a, tries=6):
-    """Points near the middle whose function value is nearly a float (Gal, 1986), and the value.
-
-    With on_grid_of_a it is a float that a - value subtracts exactly from any a in the cell.
-    """
-    step = ulp(high * (1 - 1e-7)) if on_grid_of_a else 0
+def lucky_centres(f, low, high, rng, tries=6):
+    """Points near the middle whose function value is nearly a float (Gal, 1986), and the value."""
     found = []
     while len(found) < tries:
         m = to_float(low + (high - low) * (0.5 + 0.16 * (rng.random() - 0.5)))
         value = f(mp.mpf(m))
-        step_here = max(step, ulp(value))
-        rounded = mp.nint(value / step_here) * step_here
-        if abs(value - rounded) < 0.02 * ulp(value):
-            found.append((m, [float(rounded)]))
+        if abs(value - to_float(value)) < 0.02 * ulp(value):
+            found.append((m, [to_float(value)]))
     return found
+
+
+def exact_centres(f, low, high, rng, tries=6):
+    """Likewise, and a - value is exact for every a in the cell. f takes arrays, too."""
+    step = ulp(high * (1 - 1e-7))
+    m = low + (high - low) * (0.5 + 0.16 * (rng.random(400000) - 0.5))
+    m = m.astype(np.float32).astype(np.float64)
+    value = f(m)
+    rounded = np.round(value / step) * step
+    best = np.argsort(np.abs(value - rounded))[:tries]
+    return [(float(m[k]), [float(rounded[k])]) for k in best]
 
 
 def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0):
     """Prints the table of one function: a row of 32 numbers for each coefficient c0, c1, ...
 
     centres: "none" where they lie on the grid, so that the formula computes them; else a row of
-    them comes first: "middle", "lucky" ones or "exact" ones (lucky_centres). special: {cell: (centre, its first coefficients)}.
+    them comes first: "middle", "lucky" or "exact" ones, as above. special: {cell: (centre, its first coefficients)}.
     rotate: the cell that stands first.
     """
     rng = np.random.default_rng(1986)
@@ -185,7 +190,8 @@ def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=
         if special and j in special:
             tries = [special[j]]
         elif centres in ("lucky", "exact"):
-            tries = lucky_centres(f, low, high, rng, centres == "exact")
+            search = lucky_centres if centres == "lucky" else exact_centres
+            tries = search(f, low, high, rng)
         else:
             tries = [(middle, [])]
         fits = [fit_cell(f, low, high, m, fixed, degree) + (m,) for m, fixed in tries]
@@ -245,7 +251,7 @@ def cell_tables():
     cells(
         "kSiluCells",
         "a / (1 + e^a), cells of 1/4; without the linear term a/2 of the first.",
-        lambda a: a * sigmoid(-a),
+        lambda a: a / (1 + np.exp(a)) if isinstance(a, np.ndarray) else a * sigmoid(-a),
         quarter,
         5,
         "exact",
