@@ -113,6 +113,24 @@ PyObject* prelu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+constexpr const char* kGatedUnits[] = {"glu", "swiglu", "geglu", "reglu"};
+
+// NAME(input, dim) of a gated unit.
+template <int unit>
+PyObject* gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (C10_UNLIKELY(count != 2 || !is_plain(args[0]) || !no_function_mode() ||
+                   !PyLong_CheckExact(args[1]))) {
+    static PyObject* const packet = overload_packet(kGatedUnits[unit]);
+    return call_packet(packet, args, count);
+  }
+  static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>(kGatedUnits[unit]);
+  const Tensor& self = THPVariable_Unpack(args[0]);
+  const int64_t dim = THPUtils_unpackLong(args[1]);
+  return THPVariable_Wrap(without_gil(self, [&] { return handle.call(self, dim); }));
+  END_HANDLE_TH_ERRORS
+}
+
 // softmax(input, dim, scale) and log_softmax(input, dim)
 template <bool log>
 PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -200,11 +218,17 @@ void add_unary(PyObject* module, ActivationList<A...>) {
   (add(module, (std::string(A::name) + "_").c_str(), &Unary<A>::inplace), ...);
 }
 
+template <std::size_t... I>
+void add_gated(PyObject* module, std::index_sequence<I...>) {
+  (add(module, kGatedUnits[I], &gated<I>), ...);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   add_unary(m.ptr(), Activations{});
   add(m.ptr(), "prelu", &prelu);
+  add_gated(m.ptr(), std::make_index_sequence<std::size(kGatedUnits)>{});
   add(m.ptr(), "softmax", &softmax<false>);
   add(m.ptr(), "log_softmax", &softmax<true>);
   add(m.ptr(), "linear", &linear);

@@ -7,6 +7,7 @@
 #include "activation.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
+#include "gated.h"
 
 namespace fastact {
 namespace {
@@ -39,6 +40,13 @@ TORCH_LIBRARY(fastact, m) {
 
   m.def("prelu(Tensor self, Tensor weight) -> Tensor");
   m.def("prelu_backward(Tensor grad, Tensor self, Tensor weight) -> (Tensor, Tensor)");
+
+  // Gated units: act(a) * b, a and b the halves of self along dim (glu: a * sigmoid(b)).
+  for (const GatedUnit& unit : gated_units()) {
+    const std::string name = unit.name;
+    m.def((name + "(Tensor self, int dim=-1) -> Tensor").c_str());
+    m.def((name + "_backward(Tensor grad, Tensor self, int dim) -> Tensor").c_str());
+  }
 
   // softmax(scale * self); backward reads the output.
   m.def("softmax(Tensor self, int dim=-1, float scale=1.) -> Tensor");

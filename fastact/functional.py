@@ -224,6 +224,72 @@ def log_softmax(
     return _C.log_softmax(input, dim)
 
 
+def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """a * sigmoid(b), a and b the halves of input along dim.
+
+    Args:
+        input: a tensor of an even size in dim.
+        dim: the dimension to halve.
+
+    Returns:
+        A contiguous tensor, half as large in dim.
+
+    Raises:
+        RuntimeError: an odd size, or a 0-dimensional tensor.
+
+    Source: Dauphin et al., Language Modeling with Gated Convolutional Networks, arXiv:1612.08083.
+
+    Example:
+        >>> FF.glu(torch.tensor([3.0, 0.0]))
+        tensor([1.5000])
+    """
+    if is_dynamo_compiling():
+        return torch.ops.fastact.glu(input, dim)
+    return _C.glu(input, dim)
+
+
+def swiglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """silu(a) * b, a and b the halves of input along dim; arguments and errors as :func:`glu`.
+
+    Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
+
+    Example:
+        >>> FF.swiglu(torch.tensor([0.0, 5.0]))
+        tensor([0.])
+    """
+    if is_dynamo_compiling():
+        return torch.ops.fastact.swiglu(input, dim)
+    return _C.swiglu(input, dim)
+
+
+def geglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """gelu(a) * b, a and b the halves of input along dim; arguments and errors as :func:`glu`.
+
+    Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
+
+    Example:
+        >>> FF.geglu(torch.tensor([1.0, 2.0]))
+        tensor([1.6827])
+    """
+    if is_dynamo_compiling():
+        return torch.ops.fastact.geglu(input, dim)
+    return _C.geglu(input, dim)
+
+
+def reglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+    """relu(a) * b, a and b the halves of input along dim; arguments and errors as :func:`glu`.
+
+    Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
+
+    Example:
+        >>> FF.reglu(torch.tensor([3.0, 2.0]))
+        tensor([6.])
+    """
+    if is_dynamo_compiling():
+        return torch.ops.fastact.reglu(input, dim)
+    return _C.reglu(input, dim)
+
+
 _defaults = {name: resolve("linear", name, {}) for name in REGISTRY}
 
 
@@ -277,4 +343,16 @@ def linear(
     return _C.linear(input, weight, bias, activation, values, slope)
 
 
-__all__ = [*_unary, "gelu", "linear", "log_softmax", "prelu", "softmax", "softmin"]
+__all__ = [
+    *_unary,
+    "geglu",
+    "gelu",
+    "glu",
+    "linear",
+    "log_softmax",
+    "prelu",
+    "reglu",
+    "softmax",
+    "softmin",
+    "swiglu",
+]

@@ -86,6 +86,22 @@ def _prelu_backward(info: Any, in_dims: Any, grad: Tensor, self: Tensor, weight:
     return (torch.where(x > 0, g, w * g), dweight), (0, 0)
 
 
+def _register_gated(name: str) -> None:
+    forward = getattr(ops, name)
+    backward = getattr(ops, name + "_backward")
+
+    @torch.library.register_vmap(f"fastact::{name}")
+    def _(info: Any, in_dims: Any, self: Tensor, dim: int = -1) -> Any:
+        x = self.movedim(in_dims[0], 0)
+        return forward(x, _shifted(dim, x.dim() - 1)), 0
+
+    @torch.library.register_vmap(f"fastact::{name}_backward")
+    def _(info: Any, in_dims: Any, grad: Tensor, self: Tensor, dim: int) -> Any:
+        g = _to_front(grad, in_dims[0], info.batch_size)
+        x = _to_front(self, in_dims[1], info.batch_size)
+        return backward(g, x, _shifted(dim, x.dim() - 1)), 0
+
+
 def _register_softmax(name: str) -> None:
     forward = getattr(ops, name)
     backward = getattr(ops, name + "_backward")
@@ -147,6 +163,8 @@ torch.library.register_vmap("fastact::prelu_backward", _prelu_backward)
 torch.library.register_vmap("fastact::linear", _linear)
 _register_softmax("softmax")
 _register_softmax("log_softmax")
+for _name in ("glu", "swiglu", "geglu", "reglu"):
+    _register_gated(_name)
 for _row in REGISTRY.values():
     if _row.family == "unary":
         _register_unary(_row)

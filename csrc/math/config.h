@@ -20,6 +20,13 @@
 #define FASTACT_FN inline __attribute__((always_inline))
 #endif
 
+// After a lambda's parameters.
+#if defined(__GNUC__)
+#define FASTACT_LAMBDA __attribute__((always_inline))
+#else
+#define FASTACT_LAMBDA
+#endif
+
 // Loops over a few registers, which must become registers before anything else is optimised.
 #if defined(__CUDACC__)
 #define FASTACT_UNROLL _Pragma("unroll")
@@ -29,4 +36,10 @@
 #define FASTACT_UNROLL _Pragma("GCC unroll 32")
 #else
 #define FASTACT_UNROLL
+#endif
+
+#if defined(__GNUC__)
+#define FASTACT_UNLIKELY(condition) __builtin_expect(condition, 0)
+#else
+#define FASTACT_UNLIKELY(condition) (condition)
 #endif

@@ -1,6 +1,7 @@
 // exp, expm1 and the product f * e^x.
 #pragma once
 
+#include "math/cells.h"
 #include "math/scalar.h"
 #include "math/tables.h"
 
@@ -47,11 +48,41 @@ FASTACT_FN ExpParts<W> exp_parts(W x, W rest = W(0)) {
   }
 }
 
+namespace lookup {
+
+template <class V>
+FASTACT_FN V exp(V x) {
+  const Sixteenths<V> s = sixteenths(x);
+  const V power = lookup16<V>(tables::kExp16[0], s.index);
+  const V q = fma(fma(V(tables::kExp16Cube), s.r, V(tables::kExp16Square)), s.r, V(1));
+  return scale(fma(power * s.r, q, power), s.n);
+}
+
+// For x <= 88; the sign of 0 is lost. With p = 2^n in the table's high and low part and
+// t = e^r - 1: (p - 1) + p t, p - 1 in two parts, since p t may be as small as what rounding loses.
+template <class V>
+FASTACT_FN V expm1(V x) {
+  const Sixteenths<V> s = sixteenths(x);
+  const V high = lookup16<V>(tables::kExp16[0], s.index);
+  const V low = lookup16<V>(tables::kExp16[1], s.index);
+  V q = fma(V(tables::kExpm1Fourth), s.r, V(tables::kExpm1Cube));
+  q = fma(q, s.r, V(tables::kExpm1Square));
+  const V t = fma(s.r * s.r, q, s.r);
+  const V power = scale(V(1), s.n);
+  const V less = fma(power, high, V(-1));
+  const V lost = fma(power, high, -(less + V(1)));
+  return less + fma(power, fma(high, t, low), lost);
+}
+
+}  // namespace lookup
+
 // e^x. Max error: 1 ULP (float), 1.5 ULP (double), subnormal results included.
 template <class V>
 FASTACT_FN V exp(V x) {
   if constexpr (kIsScalar<V>) {
     return library::exp(x);
+  } else if constexpr (kHasLookup<V>) {
+    return lookup::exp(x);
   } else if constexpr (!kIsDouble<V>) {
     return narrow<V>(exp(widen<Short>(x)));
   } else {

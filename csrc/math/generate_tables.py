@@ -41,7 +41,7 @@ def emit(name, comment, coefficients):
 def emit_floats(name, comment, rows):
     """An array of rows of floats, each aligned to a register."""
     print(f"\n// {comment}")
-    size = f"[{len(rows)}][{len(rows[0])}]" if len(rows) > 1 else f"[{len(rows[0])}]"
+    size = f"[{len(rows)}][{len(rows[0])}]" if len(rows) > 1 else "[]"
     print(f"alignas(64) constexpr float {name}{size} = {{")
     for row in rows:
         lines = [
@@ -132,14 +132,14 @@ def minimax(matrix, target, rounds=12):
     return solution
 
 
-def fit_cell(f, low, high, centre, fixed, degree):
-    """Coefficients c0..c_degree with the first ones given, and their relative error."""
+def fit_cell(f, low, high, centre, fixed, degree, scale=None):
+    """Coefficients c0..c_degree with the first ones given, and their error relative to scale."""
     nodes = 48
     t = np.cos((np.arange(nodes) + 0.5) * np.pi / nodes)
     a = (low + high) / 2 + (high - low) / 2 * t
     d = a - centre
     exact = [f(mp.mpf(x)) for x in a]
-    weight = 1 / np.abs(np.array([float(y) for y in exact]))
+    weight = 1 / np.abs(np.array([float((scale or f)(mp.mpf(x))) for x in a]))
     base = [sum(mp.mpf(c) * mp.mpf(x) ** k for k, c in enumerate(fixed)) for x in d]
     rest = np.array([float(y - b) for y, b in zip(exact, base)])
     reach = max(abs(low - centre), abs(high - centre))
@@ -156,12 +156,11 @@ def fit_cell(f, low, high, centre, fixed, degree):
 def lucky_centres(f, low, high, rng, tries=6):
     """Points near the middle whose function value is nearly a float (Gal, 1986), and the value."""
     found = []
-    while len(found) < tries:
+    for _ in range(50 * tries):
         m = to_float(low + (high - low) * (0.5 + 0.16 * (rng.random() - 0.5)))
         value = f(mp.mpf(m))
-        if abs(value - to_float(value)) < 0.02 * ulp(value):
-            found.append((m, [to_float(value)]))
-    return found
+        found.append((float(abs(value - to_float(value))) / ulp(value), m, [to_float(value)]))
+    return [(m, fixed) for _, m, fixed in sorted(found)[:tries]]
 
 
 def exact_centres(f, low, high, rng, tries=6):
@@ -175,18 +174,18 @@ def exact_centres(f, low, high, rng, tries=6):
     return [(float(m[k]), [float(rounded[k])]) for k in best]
 
 
-def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0):
+def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0, apart=0):
     """Prints the table of one function: a row of 32 numbers for each coefficient c0, c1, ...
 
     centres: "none" where they lie on the grid, so that the formula computes them; else a row of
     them comes first: "middle", "lucky" or "exact" ones, as above. special: {cell: (centre, its first coefficients)}.
-    rotate: the cell that stands first.
+    rotate: the cell that stands first. apart: what c1 of cell 0 lacks, since the formula adds it.
     """
     rng = np.random.default_rng(1986)
     table = []
     errors = []
     for j, (low, high) in enumerate(edges):
-        middle = low + high if low == 0 else (low + high) / 2
+        middle = 0.0 if low == 0 else (low + high) / 2
         if special and j in special:
             tries = [special[j]]
         elif centres in ("lucky", "exact"):
@@ -194,7 +193,11 @@ def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=
             tries = search(f, low, high, rng)
         else:
             tries = [(middle, [])]
-        fits = [fit_cell(f, low, high, m, fixed, degree) + (m,) for m, fixed in tries]
+        if apart and j == 0:
+            # The first coefficient that is free then is c1 less `apart`.
+            tries = [(0.0, [0.0])]
+        first = (lambda a: f(a) - apart * a) if apart and j == 0 else f
+        fits = [fit_cell(first, low, high, m, fixed, degree, f) + (m,) for m, fixed in tries]
         coefficients, error, centre = min(fits, key=lambda fit: fit[1])
         table.append(([centre] if centres != "none" else []) + coefficients)
         errors.append(error)
@@ -210,6 +213,35 @@ def grid(width, first=0):
     """32 cells around the multiples of width; a first cell that starts at 0 is half as wide."""
     edges = [((j - 0.5) * width, (j + 0.5) * width) for j in range(first, first + 32)]
     return [(max(low, 0.0), high) if first == 0 else (low, high) for low, high in edges]
+
+
+def exp_table():
+    exact = [mp.power(2, mp.mpf(j) / 16) for j in range(16)]
+    high = [to_float(v) for v in exact]
+    low = [to_float(v - h) for v, h in zip(exact, high)]
+    emit_floats("kExp16", "2^(j/16) rounded to float, and what the rounding lost.", [high, low])
+    reach = float(mp.log(2) / 32) * 1.001
+    r = reach * np.cos((np.arange(100) + 0.5) * np.pi / 100)
+    rest = np.array([float(mp.exp(mp.mpf(x)) - 1 - mp.mpf(x)) for x in r])
+    c2 = to_float(minimax(np.stack([r**2, r**3], 1), rest)[0])
+    c3 = to_float(minimax(np.stack([r**3], 1), rest - c2 * r**2)[0])
+    bits = f"{np.log2(np.max(np.abs(rest - c2 * r**2 - c3 * r**3))):.1f}"
+    print(f"\n// e^r = 1 + r + r^2 (c2 + c3 r) on |r| <= ln(2)/32; error 2^{bits}.")
+    print(f"constexpr float kExp16Square = {float_literal(c2)};")
+    print(f"constexpr float kExp16Cube = {float_literal(c3)};")
+    (_, _, *c), error = fit_cell(mp.expm1, -reach, reach, 0.0, [0.0, 1.0], 4)
+    print(f"\n// e^r - 1 = r + r^2 (c2 + c3 r + c4 r^2), likewise; relative error 2^{np.log2(error):.1f}.")
+    for name, value in zip(("Square", "Cube", "Fourth"), c):
+        print(f"constexpr float kExpm1{name} = {float_literal(value)};")
+
+
+def gelu_tail():
+    low, high = 1 / 14.6**2, 1 / 3.9**2
+    c, error = fit_cell(
+        lambda u: phi(1 / mp.sqrt(u)) * mp.exp(1 / (2 * u)) / mp.sqrt(u), low, high, 0.0, [], 7
+    )
+    comment = f"a e^(a^2/2) Phi(-a) in 1/a^2, 3.9 <= a <= 14.6; relative error 2^{np.log2(error):.1f}."
+    emit_floats("kGeluTail", comment, [c])
 
 
 def sigmoid(x):
@@ -248,6 +280,21 @@ def cell_tables():
         "lucky",
     )
     cells("kSoftplusCells", "log(1 + e^-a), cells of 1/4.", lambda a: mp.log1p(mp.exp(-a)), quarter, 4)
+    selu_scale = mp.mpf("1.6732632423543772848170429916717") * mp.mpf(
+        "1.0507009873554804934193349852946"
+    )
+    # The high part of the slope at 0 is added apart, exactly.
+    slope = to_float(selu_scale)
+    print(f"\nconstexpr float kSeluSlope = {float_literal(slope)};")
+    cells(
+        "kSeluCells",
+        "-selu(-a), cells of 1/4; without the linear term kSeluSlope a in the first.",
+        lambda a: -selu_scale * mp.expm1(-a),
+        quarter,
+        5,
+        "lucky",
+        apart=slope,
+    )
     cells(
         "kSiluCells",
         "a / (1 + e^a), cells of 1/4; without the linear term a/2 of the first.",
@@ -255,7 +302,7 @@ def cell_tables():
         quarter,
         5,
         "exact",
-        {0: (0.0, [0.0, 0.5])},
+        apart=0.5,
     )
     cells(
         "kLogsigmoidCells",
@@ -314,6 +361,8 @@ namespace tables {"""
     exp_polynomials()
     log_polynomials()
     mills_polynomials()
+    exp_table()
+    gelu_tail()
     cell_tables()
     print(
         """

@@ -1,6 +1,7 @@
 // tanh and x - tanh(x).
 #pragma once
 
+#include "math/cells.h"
 #include "math/exp.h"
 #include "math/scalar.h"
 
@@ -8,11 +9,26 @@ namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
 
+namespace lookup {
+
+template <class V>
+FASTACT_FN V tanh(V x) {
+  // From 9.01 on the result is 1. The exponent and two bits of the mantissa number the cells.
+  const V a = min(V(9.015f), abs(x));
+  const IntOf<V> cell = max(shift_right<21>(to_bits(a)), IntOf<V>(tables::kTanhLowest));
+  const V d = a - lookup32<V>(tables::kTanhCells[0], cell);
+  return copysign(cell_polynomial<1>(tables::kTanhCells, cell, d), x);
+}
+
+}  // namespace lookup
+
 // Max error: 1 ULP (float), 3 ULP (double).
 template <class V>
 FASTACT_FN V tanh(V x) {
   if constexpr (kIsScalar<V>) {
     return library::tanh(x);
+  } else if constexpr (kHasLookup<V>) {
+    return lookup::tanh(x);
   } else if constexpr (!kIsDouble<V>) {
     return narrow<V>(tanh(widen<Short>(x)));
   } else {

@@ -79,6 +79,15 @@ class PReLU(torch.nn.PReLU):
         return functional.prelu(input, self.weight)
 
 
+class GLU(torch.nn.GLU):
+    """torch.nn.GLU: a * sigmoid(b), a and b the halves of the input along ``dim``."""
+
+    __module__ = "fastact.nn"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.glu(input, self.dim)
+
+
 class Softmax(torch.nn.Softmax):
     """torch.nn.Softmax: exp(x) / sum(exp(x)) over ``dim``."""
 
@@ -119,4 +128,4 @@ class LogSoftmax(torch.nn.LogSoftmax):
         return functional.log_softmax(input, self.dim, _stacklevel=5)
 
 
-__all__ = [*_modules, "GELU", "LogSoftmax", "PReLU", "Softmax", "Softmax2d", "Softmin"]
+__all__ = [*_modules, "GELU", "GLU", "LogSoftmax", "PReLU", "Softmax", "Softmax2d", "Softmin"]

@@ -114,6 +114,48 @@ void prelu_backward(const void* grad_, const void* x_, const void* slope_, int s
   }
 }
 
+template <class A, class T>
+void gated(const void* a_, const void* b_, void* y_, int64_t n) {
+  using V = Group<T>;
+  const T* a = static_cast<const T*>(a_);
+  const T* b = static_cast<const T*>(b_);
+  T* y = static_cast<T*>(y_);
+  const typename A::template Formula<V> f(nullptr);
+  int64_t i = 0;
+  for (; i + V::size <= n; i += V::size) {
+    (f.forward(V::load(a + i)) * V::load(b + i)).store(y + i);
+  }
+  if (i < n) {
+    const int rest = static_cast<int>(n - i);
+    (f.forward(V::load(a + i, rest)) * V::load(b + i, rest)).store(y + i, rest);
+  }
+}
+
+template <class A, class T>
+void gated_backward(const void* grad_, const void* a_, const void* b_, void* da_, void* db_,
+                    int64_t n) {
+  using V = Group<T>;
+  const T* grad = static_cast<const T*>(grad_);
+  const T* a = static_cast<const T*>(a_);
+  const T* b = static_cast<const T*>(b_);
+  T* da = static_cast<T*>(da_);
+  T* db = static_cast<T*>(db_);
+  const typename A::template Formula<V> f(nullptr);
+  const bool saves_output = A::saves_output(nullptr);
+  for (int64_t i = 0; i < n; i += V::size) {
+    const bool whole = i + V::size <= n;
+    const int rest = static_cast<int>(n - i);
+    const auto load = [&](const T* p) { return whole ? V::load(p + i) : V::load(p + i, rest); };
+    const V g = load(grad);
+    const V x = load(a);
+    const V y = f.forward(x);
+    const V dx = f.backward(g * load(b), saves_output ? y : x);
+    const V dgate = g * y;
+    whole ? dx.store(da + i) : dx.store(da + i, rest);
+    whole ? dgate.store(db + i) : dgate.store(db + i, rest);
+  }
+}
+
 template <class T, class List>
 struct Elementwise;
 
@@ -121,8 +163,14 @@ template <class T, class... A>
 struct Elementwise<T, ActivationList<A...>> {
   static constexpr UnaryKernel kForward[] = {&forward<A, T>...};
   static constexpr UnaryBackwardKernel kBackward[] = {&backward<A, T>...};
-  static constexpr ElementwiseKernels kKernels = {kForward, kBackward, &prelu<T>,
-                                                  &prelu_backward<T>};
+  static constexpr ElementwiseKernels kKernels = {
+      kForward,
+      kBackward,
+      &prelu<T>,
+      &prelu_backward<T>,
+      {&gated<Sigmoid, T>, &gated<Silu, T>, &gated<Gelu, T>, &gated<Relu, T>},
+      {&gated_backward<Sigmoid, T>, &gated_backward<Silu, T>, &gated_backward<Gelu, T>,
+       &gated_backward<Relu, T>}};
 };
 
 }  // namespace

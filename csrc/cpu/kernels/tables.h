@@ -25,6 +25,15 @@ using PreluKernel = void (*)(const void* x, const void* slope, int slope_step, v
 using PreluBackwardKernel = void (*)(const void* grad, const void* x, const void* slope,
                                      int slope_step, void* dx, void* dslope, int64_t n);
 
+// The gated units, act(a) * b; glu's gate is the second half: its kernels get the halves swapped.
+enum Gate : int { kSigmoidGate, kSiluGate, kGeluGate, kReluGate, kNumGates };
+
+// y[i] = act(a[i]) * b[i].
+using GatedKernel = void (*)(const void* a, const void* b, void* y, int64_t n);
+// da[i] = grad[i] * b[i] * act'(a[i]), db[i] = grad[i] * act(a[i]).
+using GatedBackwardKernel = void (*)(const void* grad, const void* a, const void* b, void* da,
+                                     void* db, int64_t n);
+
 // What softmax kernels compute, over `length` elements z = scale * x + mask:
 // softmax: exp(z - max) / sum exp(z - max); log_softmax: z - max - log(sum exp(z - max)).
 struct SoftmaxArguments {
@@ -68,6 +77,8 @@ struct ElementwiseKernels {
   const UnaryBackwardKernel* backward;
   PreluKernel prelu;
   PreluBackwardKernel prelu_backward;
+  GatedKernel gated[kNumGates];
+  GatedBackwardKernel gated_backward[kNumGates];
 };
 
 }  // namespace fastact

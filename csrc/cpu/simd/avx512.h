@@ -162,6 +162,11 @@ FASTACT_FN Vec<float> round(Vec<float> a) {
 // A fraction in n is rounded down.
 FASTACT_FN Vec<float> scale(Vec<float> a, Vec<float> n) { return _mm512_scalef_ps(a.v, n.v); }
 
+// Held to +-limit; NaN becomes +limit.
+FASTACT_FN Vec<float> hold(Vec<float> a, Vec<float> limit) {
+  return _mm512_range_ps(a.v, limit.v, 2);
+}
+
 FASTACT_FN LaneMask<float> operator<(Vec<float> a, Vec<float> b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
 }

@@ -48,6 +48,7 @@ struct Pack {
   FASTACT_FN explicit Pack(scalar x) {
     FASTACT_UNROLL for (int u = 0; u < U; ++u) part[u] = V(x);
   }
+  FASTACT_FN Pack(V first, V second) : part{first, second} {}
 
   template <class T>
   static FASTACT_FN Pack load(const T* p) {
@@ -140,6 +141,7 @@ FASTACT_PACK_2(min)
 FASTACT_PACK_2(max)
 FASTACT_PACK_2(copysign)
 FASTACT_PACK_2(scale)
+FASTACT_PACK_2(hold)
 FASTACT_PACK_3(fma)
 FASTACT_PACK_3(fnma)
 FASTACT_PACK_COMPARE(operator<)
@@ -259,6 +261,27 @@ FASTACT_FN void join(Pack<Vec<double>, 2 * U, P> a, Pack<Vec<float>, U>* to) {
   FASTACT_UNROLL for (int u = 0; u < U; ++u) {
     to->part[u] = join(a.part[2 * u], a.part[2 * u + 1]);
   }
+}
+
+// f(part of a, part of b), by parts of two registers.
+template <class V, int U, class P, class F>
+FASTACT_FN Pack<V, U, P> map_pairs(Pack<V, U, P> a, Pack<V, U, P> b, F f) {
+  if constexpr (U % 2 != 0) {
+    return f(a, b);
+  } else {
+    Pack<V, U, P> r;
+    FASTACT_UNROLL for (int u = 0; u < U; u += 2) {
+      const Pack<V, 2, P> pair = f(Pack<V, 2, P>(a.part[u], a.part[u + 1]),
+                                   Pack<V, 2, P>(b.part[u], b.part[u + 1]));
+      r.part[u] = pair.part[0];
+      r.part[u + 1] = pair.part[1];
+    }
+    return r;
+  }
+}
+template <class T, class F>
+FASTACT_FN Vec<T> map_pairs(Vec<T> a, Vec<T> b, F f) {
+  return f(a, b);
 }
 
 // One question for the whole group.
