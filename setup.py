@@ -127,11 +127,12 @@ class Build(cpp_extension.BuildExtension):
         self.compiler._compile = self.note_compile
         super().build_extensions()  # calls build_extension for each library
         self.run_graph()
-        self.force = True  # copy even where the target is newer: it may be another PyTorch's
         for ext in self.extensions:
             target = self.get_ext_fullpath(ext.name)
             self.mkpath(os.path.dirname(target))
-            self.copy_file(self.folder / os.path.basename(target), target)
+            # Not into the old file: a process that runs from it would crash.
+            shutil.copyfile(self.folder / os.path.basename(target), target + ".new")
+            os.replace(target + ".new", target)
 
     def build_extension(self, ext):
         objects = [self.compile("torch", source, ext.extra_compile_args) for source in ext.sources]

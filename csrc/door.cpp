@@ -40,7 +40,7 @@ bool as_double(PyObject* object, double& value) {
 
 template <class F>
 auto without_gil(const Tensor& self, const F& f) {
-  if (self.nbytes() >= kReleaseGilBytes) {
+  if (self.layout() == at::kStrided && !self.is_nested() && self.nbytes() >= kReleaseGilBytes) {
     pybind11::gil_scoped_release release;
     return f();
   }
@@ -55,7 +55,18 @@ PyObject* overload_packet(const char* name) {
 
 PyObject* call_packet(PyObject* packet, PyObject* const* args, Py_ssize_t count) {
   PyErr_Clear();
-  return PyObject_Vectorcall(packet, args, count, nullptr);
+  PyObject* result = PyObject_Vectorcall(packet, args, count, nullptr);
+  // PyTorch's functions raise TypeError for an argument of a wrong type, operators RuntimeError.
+  if (!result && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+    pybind11::error_already_set error;
+    const std::string message = pybind11::str(error.value());
+    if (message.find("Expected a value of type") != std::string::npos) {
+      PyErr_SetString(PyExc_TypeError, message.c_str());
+    } else {
+      error.restore();
+    }
+  }
+  return result;
 }
 
 template <class A, class I = std::make_index_sequence<A::num_parameters>>

@@ -24,8 +24,9 @@ class Activation:
 
     Attributes:
         name: the registry's name; the operator is ``torch.ops.fastact.<name>``.
-        module: the name of its ``torch.nn`` class.
-        reference: PyTorch's function ``(input, **parameters)``, without ``inplace``.
+        module: the name of its ``torch.nn`` class, or None where there is none.
+        reference: PyTorch's function, or a composition of such, ``(input, **parameters)``, without
+            ``inplace``.
         formula: what it computes, in words of Python.
         source: where it comes from.
         inplace: whether the twin takes ``inplace=``.
@@ -40,7 +41,7 @@ class Activation:
     """
 
     name: str
-    module: str
+    module: str | None
     reference: Callable[..., torch.Tensor]
     formula: str
     source: str = ""
@@ -359,6 +360,11 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
             f"fastact.{op}(): {unexpected[0]}: unexpected parameter of activation "
             f"{activation!r}, which takes {takes}; got {params[unexpected[0]]!r}"
         )
+    for name, value in params.items():
+        if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+            raise TypeError(
+                f"fastact.{op}(): {name}: expected a number, got {type(value).__name__} {value!r}"
+            )
     return activation, tuple(params.get(name, default) for name, default in known.items())
 
 
@@ -374,7 +380,9 @@ def gelu_name(op: str, approximate: str) -> str:
 
 def unknown_activation(op: str, activation: object) -> ValueError:
     """The error for an ``activation=`` that names nothing, with the nearest names."""
-    nearest = difflib.get_close_matches(str(activation), [*REGISTRY, *_NOT_FUSIBLE], cutoff=0.4)
+    nearest = difflib.get_close_matches(
+        str(activation).lower(), [*REGISTRY, *_NOT_FUSIBLE], cutoff=0.4
+    )
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
     return ValueError(
         f"fastact.{op}(): activation: expected one of {', '.join(REGISTRY)}, "

@@ -40,19 +40,19 @@ def _source(row: Activation) -> str:
         declared = [f"{name}={default!r}" for name, default in row.parameters.items()]
     signature = ", ".join(["input", *declared, *(["inplace=False"] if row.inplace else [])])
     arguments = ", ".join(["input", *names])
-    traced = f"reference({arguments})" if row.inductor_fuses else f"operator({arguments})"
+    traced = f"_{'reference' if row.inductor_fuses else 'operator'}_{row.name}({arguments})"
     lines = [f"def {row.name}({signature}):"]
     if row.inplace:
         lines += [
             "    if inplace:",
             "        if is_dynamo_compiling():",
             f"            return input.copy_({traced})",
-            f"        return door_({arguments})",
+            f"        return _door_{row.name}_({arguments})",
         ]
     lines += [
         "    if is_dynamo_compiling():",
         f"        return {traced}",
-        f"    return door({arguments})",
+        f"    return _door_{row.name}({arguments})",
     ]
     return "\n".join(lines) + "\n"
 
@@ -76,19 +76,17 @@ def _doc(row: Activation) -> str:
 
 def _define(row: Activation):
     """The function of one unary activation: plain Python with its twin's signature, since
-    ``*args`` would cost as much as the kernel."""
+    ``*args`` would cost as much as the kernel. What it calls are names of this module, where Dynamo
+    looks for them."""
     text = _source(row)
     file = f"<fastact.functional.{row.name}>"
     # So that tracebacks and inspect.getsource() show the text.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    scope = {
-        "is_dynamo_compiling": is_dynamo_compiling,
-        "operator": row.operator,
-        "reference": row.reference,
-        "door": getattr(_C, row.name),
-        "door_": getattr(_C, row.name + "_"),
-        "__name__": __name__,
-    }
+    scope = globals()
+    scope[f"_operator_{row.name}"] = row.operator
+    scope[f"_reference_{row.name}"] = row.reference
+    scope[f"_door_{row.name}"] = getattr(_C, row.name)
+    scope[f"_door_{row.name}_"] = getattr(_C, row.name + "_")
     exec(compile(text, file, "exec"), scope)
     function = scope[row.name]
     function.__doc__ = _doc(row)
@@ -97,7 +95,7 @@ def _define(row: Activation):
 
 _unary = {row.name: _define(row) for row in REGISTRY.values() if row.family == "unary"}
 _gelu = {name: _unary.pop(name) for name in ("gelu", "gelu_tanh")}
-globals().update(_unary)
+del gelu_tanh  # noqa: F821  (only `gelu` is PyTorch's)
 
 
 def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
@@ -122,6 +120,33 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
         tensor([0.8413])
     """
     return _gelu[gelu_name("gelu", approximate)](input)
+
+
+def rrelu(
+    input: torch.Tensor,
+    lower: float = 1.0 / 8,
+    upper: float = 1.0 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> torch.Tensor:
+    """x where x > 0, else slope * x; slope is (lower + upper) / 2, and in training drawn from
+    [lower, upper] for each element, by PyTorch's own generator and kernel.
+
+    Args:
+        input: a tensor of any shape.
+        lower, upper: the bounds of the slope.
+        training: draws.
+        inplace: writes the result into input.
+
+    Source: Xu et al., Empirical Evaluation of Rectified Activations, arXiv:1505.00853.
+
+    Example:
+        >>> FF.rrelu(torch.tensor([-1.0, 2.0]), 0.1, 0.3)
+        tensor([-0.2000,  2.0000])
+    """
+    if training:
+        return F.rrelu(input, lower, upper, training, inplace)
+    return _unary["leaky_relu"](input, (lower + upper) / 2, inplace)
 
 
 def prelu(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -352,6 +377,7 @@ __all__ = [
     "log_softmax",
     "prelu",
     "reglu",
+    "rrelu",
     "softmax",
     "softmin",
     "swiglu",

@@ -90,7 +90,9 @@ template <>
 struct Composition<Silu> : AnyParameter {
   static Tensor forward(const Tensor& x, const double*) { return at::silu(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
-    return at::silu_backward(g, x);
+    // Not at::silu_backward, which cannot be differentiated twice nor in forward mode.
+    const Tensor s = at::sigmoid(x);
+    return at::mul(g, at::mul(s, at::add(at::mul(x, at::rsub(s, 1)), 1)));
   }
 };
 
@@ -98,7 +100,10 @@ template <>
 struct Composition<Mish> : AnyParameter {
   static Tensor forward(const Tensor& x, const double*) { return at::mish(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
-    return at::mish_backward(g, x);
+    // With t = tanh(softplus(x)): t + x (1 - t^2) sigmoid(x). See Silu.
+    const Tensor t = at::tanh(at::softplus(x));
+    const Tensor s = at::sigmoid(x);
+    return at::mul(g, at::add(t, at::mul(x, at::mul(s, at::rsub(at::square(t), 1)))));
   }
 };
 
@@ -144,7 +149,8 @@ template <>
 struct Composition<Hardsigmoid> : AnyParameter {
   static Tensor forward(const Tensor& x, const double*) { return at::hardsigmoid(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
-    return at::hardsigmoid_backward(g, x);
+    // Not at::hardsigmoid_backward, which cannot be differentiated.
+    return at::hardtanh_backward(at::div(g, 6), x, -3, 3);
   }
 };
 

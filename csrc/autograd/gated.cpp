@@ -11,13 +11,13 @@
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sigmoid_backward.h>
 #include <ATen/ops/silu.h>
-#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/threshold_backward.h>
 #include <torch/library.h>
 
 #include <array>
 
 #include "activation.h"
+#include "autograd/compositions.h"
 #include "autograd/node.h"
 #include "operators.h"
 
@@ -149,7 +149,7 @@ Tensor gate_backward(Gate gate, const Tensor& grad, const Tensor& x) {
     case kSigmoidGate:
       return at::sigmoid_backward(grad, at::sigmoid(x));
     case kSiluGate:
-      return at::silu_backward(grad, x);
+      return Composition<Silu>::backward(grad, x, nullptr);
     case kGeluGate:
       return at::gelu_backward(grad, x);
     default:

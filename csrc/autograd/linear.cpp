@@ -46,17 +46,20 @@ void check_linear(const Tensor& input, const Tensor& weight, const Tensor& bias)
   check_like_input("weight", weight);
   if (bias.defined()) {
     check_like_input("bias", bias);
+    TORCH_CHECK(bias.dim() == 0 || bias.dim() > 1 || weight.dim() == 1 || bias.sym_size(0) == 1 ||
+                    bias.sym_size(0) == weight.sym_size(0),
+                "fastact.linear(): bias: expected shape [", weight.sym_size(0),
+                "] to match weight of shape ", weight.sym_sizes(), ", got shape ",
+                bias.sym_sizes());
   }
 }
 
 struct LinearBackward final : torch::autograd::TraceableFunction {
-  std::optional<std::string> activation;
+  std::optional<std::string> activation;  // one whose backward reads the output
   std::vector<double> parameters;
-  bool is_output = false;  // whether `saved` is the output
-  SavedVariable input;     // where weight needs a gradient
-  SavedVariable weight;    // where input needs one
-  SavedVariable saved;     // where there is an activation
-  SavedVariable slope;     // of PReLU
+  SavedVariable input;   // where weight needs a gradient
+  SavedVariable weight;  // where input needs one
+  SavedVariable output;  // where there is an activation
 
   std::string name() const override { return "fastact::linear"; }
 
@@ -64,26 +67,27 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
     std::lock_guard<std::mutex> lock(mutex_);
     input.reset_data();
     weight.reset_data();
-    saved.reset_data();
-    slope.reset_data();
+    output.reset_data();
   }
 
-  // dz = grad * act'(saved); dinput = dz @ weight, dweight = dz.T @ input, dbias = sum of dz.
+  // dz = grad * act'(output); dinput = dz @ weight, dweight = dz.T @ input, dbias = sum of dz.
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    variable_list result(4);
+    variable_list result(3);
     if (!grads[0].defined()) {
       return result;
     }
     Tensor dz = grads[0];
     if (activation) {
-      const Epilogue epilogue("linear", *activation, parameters, slope.unpack());
-      auto gradients = epilogue.backward(dz, saved.unpack(getptr()));
-      dz = gradients.z;
-      result[3] = task_should_compute_output(3) ? gradients.slope : Tensor();
+      const Epilogue epilogue("linear", *activation, parameters, std::nullopt);
+      dz = epilogue.backward(dz, output.unpack(getptr())).z;
     }
     const auto as_matrix = [](const Tensor& t) {
-      return t.dim() == 1 ? t.unsqueeze(0) : t.flatten(0, -2);
+      c10::SymInt rows = 1;  // not flatten(): under vmap it has no batching rule
+      for (const c10::SymInt& size : t.sym_sizes().slice(0, t.dim() - 1)) {
+        rows *= size;
+      }
+      return t.reshape_symint({rows, t.sym_size(-1)});
     };
     if (task_should_compute_output(0)) {
       result[0] = at::matmul(dz, weight.unpack());
@@ -100,16 +104,14 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
   void compiled_args(CompiledNodeArgs& args) const override {
     args.collect(activation);
     args.collect(parameters);
-    args.collect(is_output);
     args.collect(input, /*is_output=*/false);
     args.collect(weight, /*is_output=*/false);
-    args.collect(saved, is_output);
-    args.collect(slope, /*is_output=*/false);
+    args.collect(output, /*is_output=*/true);
   }
 
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
     const auto each = [&](const auto& f) {
-      for (SavedVariable* variable : {&input, &weight, &saved, &slope}) {
+      for (SavedVariable* variable : {&input, &weight, &output}) {
         f(*variable);
       }
     };
@@ -141,27 +143,23 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
                                         activation, parameters, slope_);
   }
   const Epilogue epilogue("linear", activation, parameters, slope_);
-  const bool is_output = epilogue.saves_output();
-  const auto node = make_node<LinearBackward>(input, weight, bias, slope);
-  Tensor before;
+  if (!epilogue.saves_output()) {
+    // The value before the activation is saved, so it must have a node of its own for higher orders
+    // to find their way through it.
+    return epilogue.apply(
+        linear_autograd(keys, input, weight, bias_, std::nullopt, {}, std::nullopt));
+  }
+  const auto node = make_node<LinearBackward>(input, weight, bias);
   Tensor result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto below = keys & c10::after_autograd_keyset;
-    if (is_output) {
-      return linear_operator().redispatch(below, input, weight, bias_, activation, parameters,
-                                          slope_);
-    }
-    before =
-        linear_operator().redispatch(below, input, weight, bias_, std::nullopt, {}, std::nullopt);
-    return epilogue.apply(before);
+    return linear_operator().redispatch(keys & c10::after_autograd_keyset, input, weight, bias_,
+                                        activation, parameters, slope_);
   }();
   set_history(result, node);
   if (!epilogue.is_identity()) {
     node->activation = std::string(*activation);
     node->parameters = parameters.vec();
-    node->is_output = is_output;
-    node->saved = SavedVariable(is_output ? result : before, is_output);
-    node->slope = SavedVariable(slope, /*is_output=*/false);
+    node->output = SavedVariable(result, /*is_output=*/true);
   }
   if (weight.requires_grad()) {
     node->input = SavedVariable(input, /*is_output=*/false);

@@ -141,11 +141,10 @@ void check_prelu(const Tensor& self, const Tensor& weight) {
 }
 
 Tensor prelu_weight_like(const Tensor& self, const Tensor& weight) {
-  if (self.dim() < 2 || weight.dim() == 0) {
-    return weight;
-  }
   c10::SymDimVector shape(self.dim(), 1);
-  shape[1] = weight.sym_numel();
+  if (self.dim() > 1) {
+    shape[1] = weight.sym_numel();
+  }
   return weight.reshape_symint(shape);
 }
 
@@ -153,9 +152,7 @@ std::tuple<Tensor, Tensor> compose_prelu_backward(const Tensor& grad, const Tens
                                                   const Tensor& weight) {
   const Tensor broadcast = prelu_weight_like(self, weight);
   auto [dself, dweight] = at::_prelu_kernel_backward(grad, self, broadcast);
-  // self may be 0-dimensional beside a weight of shape [1], which sum_to_size cannot produce.
-  Tensor reduced = broadcast.sym_numel() == 1 ? dweight.sum()
-                                              : dweight.sum_to_size_symint(broadcast.sym_sizes());
+  const Tensor reduced = dweight.sum_to_size_symint(broadcast.sym_sizes());
   return {dself, reduced.reshape_symint(weight.sym_sizes())};
 }
 

@@ -7,11 +7,13 @@
 // the input. Formula<V> holds the parameters, broadcast once, for V a scalar, a vector or a Pack.
 #pragma once
 
+#include "math/elu.h"
 #include "math/exp.h"
 #include "math/gelu.h"
 #include "math/log.h"
 #include "math/scalar.h"
 #include "math/sigmoid.h"
+#include "math/softsign.h"
 #include "math/tanh.h"
 
 namespace fastact {
@@ -22,11 +24,6 @@ struct Parameter {
   const char* name;
   double value;
 };
-
-template <class V>
-FASTACT_FN V broadcast(double x) {
-  return V(static_cast<ScalarOf<V>>(x));
-}
 
 struct Relu {
   static constexpr const char* name = "relu";
@@ -96,55 +93,16 @@ struct Prelu {
   }
 };
 
-// ELU, CELU and SELU: positive * x for x >= 0, else negative * (e^(steepness * x) - 1).
-template <class V>
-struct ExponentialUnit {
-  // The type the formula is evaluated in: SELU's constants are no floats.
-  using W = decltype(widen<Short>(V()));
-  W positive;
-  W negative;
-  W steepness;
-
-  FASTACT_FN ExponentialUnit(double positive, double negative, double steepness)
-      : positive(broadcast<W>(positive)),
-        negative(broadcast<W>(negative)),
-        steepness(broadcast<W>(steepness)) {}
-
-  FASTACT_FN V forward(V x) const {
-    const W w = widen<Short>(x);
-    return narrow<V>(select(w >= W(0), w * positive, negative * expm1(w * steepness)));
-  }
-  // Below 0 the derivative is negative * steepness * e^(steepness * x) = steepness * (y + negative).
-  FASTACT_FN V backward_from_output(V grad, V y) const {
-    const W w = widen<Short>(y);
-    const W slope = select(w > W(0), positive, steepness * (w + negative));
-    return narrow<V>(widen<Short>(grad) * slope);
-  }
-  FASTACT_FN V backward_from_input(V grad, V x) const {
-    const W w = widen<Short>(x);
-    const W slope = select(w > W(0), positive, steepness * negative * exp(w * steepness));
-    return narrow<V>(widen<Short>(grad) * slope);
-  }
-};
-
 struct Elu {
   static constexpr const char* name = "elu";
   static constexpr int num_parameters = 1;
   static constexpr Parameter parameters[] = {{"alpha", 1.0}};
-  static constexpr int cost = 10;
+  static constexpr int cost = 7;
   static bool saves_output(const double* p) { return p[0] >= 0; }
 
   template <class V>
-  struct Formula {
-    ExponentialUnit<V> unit;
-    bool from_output;
-    FASTACT_FN explicit Formula(const double* p)
-        : unit(1, p[0], 1), from_output(p[0] >= 0) {}
-    FASTACT_FN V forward(V x) const { return unit.forward(x); }
-    FASTACT_FN V backward(V grad, V saved) const {
-      return from_output ? unit.backward_from_output(grad, saved)
-                         : unit.backward_from_input(grad, saved);
-    }
+  struct Formula : ExponentialUnit<V> {
+    FASTACT_FN explicit Formula(const double* p) : ExponentialUnit<V>(1, p[0], 1) {}
   };
 };
 
@@ -152,20 +110,12 @@ struct Celu {
   static constexpr const char* name = "celu";
   static constexpr int num_parameters = 1;
   static constexpr Parameter parameters[] = {{"alpha", 1.0}};
-  static constexpr int cost = 10;
+  static constexpr int cost = 7;
   static bool saves_output(const double* p) { return p[0] >= 0; }
 
   template <class V>
-  struct Formula {
-    ExponentialUnit<V> unit;
-    bool from_output;
-    FASTACT_FN explicit Formula(const double* p)
-        : unit(1, p[0], 1 / p[0]), from_output(p[0] >= 0) {}
-    FASTACT_FN V forward(V x) const { return unit.forward(x); }
-    FASTACT_FN V backward(V grad, V saved) const {
-      return from_output ? unit.backward_from_output(grad, saved)
-                         : unit.backward_from_input(grad, saved);
-    }
+  struct Formula : ExponentialUnit<V> {
+    FASTACT_FN explicit Formula(const double* p) : ExponentialUnit<V>(1, p[0], 1 / p[0]) {}
   };
 };
 
@@ -173,17 +123,20 @@ struct Selu {
   static constexpr const char* name = "selu";
   static constexpr int num_parameters = 0;
   static constexpr Parameter parameters[] = {{nullptr, 0}};
-  static constexpr int cost = 10;
+  static constexpr int cost = 8;
   static bool saves_output(const double*) { return true; }
-  static constexpr double kAlpha = 1.6732632423543772848170429916717;
-  static constexpr double kScale = 1.0507009873554804934193349852946;
 
   template <class V>
-  struct Formula {
-    ExponentialUnit<V> unit;
-    FASTACT_FN explicit Formula(const double*) : unit(kScale, kScale * kAlpha, 1) {}
-    FASTACT_FN V forward(V x) const { return unit.forward(x); }
-    FASTACT_FN V backward(V grad, V y) const { return unit.backward_from_output(grad, y); }
+  struct Formula : ExponentialUnit<V> {
+    FASTACT_FN explicit Formula(const double*)
+        : ExponentialUnit<V>(kSeluScale, kSeluScale * kSeluAlpha, 1) {}
+    FASTACT_FN V forward(V x) const {
+      if constexpr (kHasLookup<V>) {
+        return by_table::selu(x);
+      } else {
+        return ExponentialUnit<V>::forward(x);
+      }
+    }
   };
 };
 
@@ -198,7 +151,7 @@ struct Gelu {
   struct Formula {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return gelu(x); }
-    FASTACT_FN V backward(V grad, V x) const { return grad * gelu_derivative(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * gelu_slope(x); }
   };
 };
 
@@ -213,7 +166,7 @@ struct GeluTanh {
   struct Formula {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return gelu_tanh(x); }
-    FASTACT_FN V backward(V grad, V x) const { return grad * gelu_tanh_derivative(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * gelu_tanh_slope(x); }
   };
 };
 
@@ -228,7 +181,7 @@ struct Silu {
   struct Formula {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return silu(x); }
-    FASTACT_FN V backward(V grad, V x) const { return grad * silu_derivative(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * silu_slope(x); }
   };
 };
 
@@ -243,7 +196,7 @@ struct Mish {
   struct Formula {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return mish(x); }
-    FASTACT_FN V backward(V grad, V x) const { return grad * mish_derivative(x); }
+    FASTACT_FN V backward(V grad, V x) const { return grad * mish_slope(x); }
   };
 };
 
@@ -274,7 +227,7 @@ struct Logsigmoid {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return logsigmoid(x); }
     // The derivative is 1 - sigmoid(x) = 1 - e^y.
-    FASTACT_FN V backward(V grad, V y) const { return grad * -expm1(y); }
+    FASTACT_FN V backward(V grad, V y) const { return grad * -expm1_of_negative(y); }
   };
 };
 
@@ -366,14 +319,20 @@ struct Softplus {
     V beta;
     V inverse;
     V threshold;
+    // beta is 1, and above the threshold softplus(x) rounds to x anyway.
+    bool plain;
     FASTACT_FN explicit Formula(const double* p)
-        : beta(broadcast<V>(p[0])), inverse(broadcast<V>(1 / p[0])), threshold(broadcast<V>(p[1])) {
-    }
+        : beta(broadcast<V>(p[0])),
+          inverse(broadcast<V>(1 / p[0])),
+          threshold(broadcast<V>(p[1])),
+          plain(p[0] == 1 && p[1] >= (kIsDouble<V> ? 37 : 18)) {}
     FASTACT_FN V forward(V x) const {
+      if (plain) return softplus(x);
       const V z = x * beta;
       return select(z > threshold, x, softplus(z) * inverse);
     }
     FASTACT_FN V backward(V grad, V x) const {
+      if (plain) return grad * sigmoid(x);
       const V z = x * beta;
       return select(z > threshold, grad, grad * sigmoid(z));
     }
@@ -389,13 +348,9 @@ struct Softsign {
 
   template <class V>
   struct Formula {
-    // Held there, infinity gives the limit 1: x / (1 + |x|) rounds to 1 long before.
-    static constexpr double kLimit = kIsDouble<V> ? 0x1p60 : 0x1p30;
     FASTACT_FN explicit Formula(const double*) {}
-    FASTACT_FN V forward(V x) const {
-      const V held = max(broadcast<V>(-kLimit), min(broadcast<V>(kLimit), x));
-      return held / (V(1) + abs(held));
-    }
+    FASTACT_FN V forward(V x) const { return softsign(x); }
+    // Not by d^2, which overflows before the result underflows.
     FASTACT_FN V backward(V grad, V x) const {
       const V d = V(1) + abs(x);
       return (grad / d) / d;
@@ -416,7 +371,9 @@ struct Tanhshrink {
     FASTACT_FN V forward(V x) const { return tanhshrink(x); }
     FASTACT_FN V backward(V grad, V x) const {
       const V t = tanh(x);
-      return grad * (t * t);
+      const V square = t * t;
+      // What rounding the square lost counts, since t's own error is in it twice.
+      return kHasFma<V> ? fma(grad, square, grad * fma(t, t, -square)) : grad * square;
     }
   };
 };

@@ -48,33 +48,42 @@ FASTACT_FN ExpParts<W> exp_parts(W x, W rest = W(0)) {
   }
 }
 
-namespace lookup {
+namespace by_table {
 
 template <class V>
 FASTACT_FN V exp(V x) {
-  const Sixteenths<V> s = sixteenths(x);
-  const V power = lookup16<V>(tables::kExp16[0], s.index);
-  const V q = fma(fma(V(tables::kExp16Cube), s.r, V(tables::kExp16Square)), s.r, V(1));
-  return scale(fma(power * s.r, q, power), s.n);
+  using T = Tables<V>;
+  const ExpSteps<V> s = exp_steps(x);
+  // Where |x| is large, r means nothing, but must be finite.
+  const V r = hold(s.r, V(1.0f / (2 * T::kExpEntries)));
+  const V power = lookup<V>(T::kExp[0], s.index);
+  const V q = fma(polynomial(T::kExpPolynomial, r), r, V(1));
+  return scale(fma(power * r, q, power), s.n);
 }
 
-// For x <= 88; the sign of 0 is lost. With p = 2^n in the table's high and low part and
-// t = e^r - 1: (p - 1) + p t, p - 1 in two parts, since p t may be as small as what rounding loses.
+// For x <= 0. With p = 2^n in the table's two parts and e^r = 1 + r + u: (p - 1) + p r + p u, p - 1
+// in two parts, too, since p r may be as small as what rounding loses.
 template <class V>
-FASTACT_FN V expm1(V x) {
-  const Sixteenths<V> s = sixteenths(x);
-  const V high = lookup16<V>(tables::kExp16[0], s.index);
-  const V low = lookup16<V>(tables::kExp16[1], s.index);
-  V q = fma(V(tables::kExpm1Fourth), s.r, V(tables::kExpm1Cube));
-  q = fma(q, s.r, V(tables::kExpm1Square));
-  const V t = fma(s.r * s.r, q, s.r);
-  const V power = scale(V(1), s.n);
-  const V less = fma(power, high, V(-1));
-  const V lost = fma(power, high, -(less + V(1)));
-  return less + fma(power, fma(high, t, low), lost);
+FASTACT_FN V expm1_of_negative(V x) {
+  using T = Tables<V>;
+  // Below -17.4 the result is -1. The error of n ln(2) is at most 2 * 10^-9 n, too small to count
+  // beside p.
+  const V held = max(V(-20), x);
+  const V shifted = fma(held, V(0x1.715476p+0f), V(kExpShift<V>));
+  const V n = shifted - V(kExpShift<V>);
+  const V r = fnma(n, V(0x1.62e43p-1f), held);
+  const V u = (r * r) * polynomial(T::kExpm1Polynomial, r);
+  const V high = lookup<V>(T::kExp[0], to_bits(shifted));
+  const V low = lookup<V>(T::kExp[1], to_bits(shifted));
+  const V factor = power_of_two(n);
+  const V power = factor * high;
+  const V less = power - V(1);
+  const V lost = power - (less + V(1));
+  const V rest = fma(factor, fma(high, u, low), lost);
+  return less + fma(power, r, rest);
 }
 
-}  // namespace lookup
+}  // namespace by_table
 
 // e^x. Max error: 1 ULP (float), 1.5 ULP (double), subnormal results included.
 template <class V>
@@ -82,7 +91,7 @@ FASTACT_FN V exp(V x) {
   if constexpr (kIsScalar<V>) {
     return library::exp(x);
   } else if constexpr (kHasLookup<V>) {
-    return lookup::exp(x);
+    return by_table::exp(x);
   } else if constexpr (!kIsDouble<V>) {
     return narrow<V>(exp(widen<Short>(x)));
   } else {
@@ -113,7 +122,24 @@ FASTACT_FN W exp_product(W f, W x, W rest = W(0)) {
   }
 }
 
-// e^x - 1. Max error: 1 ULP (float), 2 ULP (double).
+// e^x - 1 for x <= 0; elsewhere the result means nothing, and the sign of a 0 is lost. Max error:
+// 1 ULP (float), 3 ULP (double).
+template <class V>
+FASTACT_FN V expm1_of_negative(V x) {
+  if constexpr (kIsScalar<V>) {
+    return library::expm1(x);
+  } else if constexpr (kHasLookup<V>) {
+    return by_table::expm1_of_negative(x);
+  } else if constexpr (!kIsDouble<V>) {
+    return narrow<V>(expm1_of_negative(widen<Short>(x)));
+  } else {
+    const ExpParts<V> e = exp_parts(max(V(-40), x));
+    const V power = from_bits<V>(shift_left<52>(to_bits(e.n + V(0x1.8p52 + 1023))));
+    return fma(power, e.tail, power - V(1));
+  }
+}
+
+// e^x - 1. Max error: 1 ULP (float), 3 ULP (double).
 template <class V>
 FASTACT_FN V expm1(V x) {
   if constexpr (kIsScalar<V>) {

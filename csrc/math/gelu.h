@@ -14,28 +14,21 @@ namespace {
 constexpr double kGeluTanhLinear = 1.5957691216057308;  // 2 sqrt(2/pi)
 constexpr double kGeluTanhCubic = 0.044715 * kGeluTanhLinear;
 
-namespace lookup {
+namespace by_table {
 
-// Where the cells of width 1/8 end.
-constexpr float kEighthCells = 3.9375f;
-
-// a Phi(-a) = e^(-a^2/2) K(1/a^2).
+// a Phi(-a) = e^t / sqrt(2 pi) (1 - P(t) / Q(t)) with t = -a^2/2.
 struct GeluTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const V a = min(V(15), abs(x));
+    const V a = min(V(14.8f), abs(x));
     const V half = V(-0.5f) * a;
-    // As sixteenths(), but exact for a^2/2: n times a short ln(2) is exact, and one fma takes it off.
-    const V shift(0x1.8p19f);
-    const V shifted = fma(half * a, V(0x1.715476p+0f), shift);
-    const V n = shifted - shift;
-    V r = fma(half, a, n * V(-0x1.63p-1f));
-    r = fma(n, V(0x1.bd0106p-13f), r);
-    const TableExp<V> e = table_exp(Sixteenths<V>{n, hold(r, V(0x1p-5f)), to_bits(shifted)});
-    const V u = V(1) / (a * a);
-    V k(tables::kGeluTail[7]);
-    FASTACT_UNROLL for (int i = 6; i >= 0; --i) k = fma(k, u, V(tables::kGeluTail[i]));
-    return copysign(max(V(0), x) - times(k, e, V(0)), x);
+    const TableExp<V> e(exp_steps_of_product(half, a), Tables<V>::kGaussian);
+    const V t = half * a;
+    const auto& p = tables::kGeluTailNumerator;
+    const auto& q = tables::kGeluTailDenominator;
+    const V numerator = fma(fma(V(p[2]), t, V(p[1])), t, V(p[0]));
+    const V denominator = fma(fma(t + V(q[2]), t, V(q[1])), t, V(q[0]));
+    return max(V(-0.0f), x) - e.less(numerator / denominator);
   }
 };
 
@@ -43,48 +36,112 @@ struct GeluTail {
 template <class V>
 FASTACT_FN V gelu(V x) {
   const V a = abs(x);
-  const GridPoint<V> cell = grid_point(a, 0.125f);
+  const GridPoint<V> cell = grid_point(a, Tables<V>::kNarrowCell);
   const V d = a - cell.point;
-  const V base = max(V(0), x) - lookup32<V>(tables::kGeluCells[0], cell.index);
-  const V y = fnma(d, cell_polynomial<1>(tables::kGeluCells, cell.index, d), base);
-  return with_tail<GeluTail>(x, y, kEighthCells);
+  const V p = cell_polynomial<1>(Tables<V>::kGelu, cell.index, d);
+  const V y = fnma(d, p, max(V(0), x) - lookup<V>(Tables<V>::kGelu[0], cell.index));
+  return with_tail<GeluTail>(x, y, Tables<V>::kNarrowLimit);
 }
 
-// a e (1 - e) with e = e^-z, z = a (l + c a^2).
+// e^-z with z = a (l + c a^2), 0 <= a <= 11.2.
+template <class V>
+FASTACT_FN TableExp<V> gelu_tanh_exp(V a) {
+  // l + c a^2 in two parts. l's high part ends in zeros, so that subtracting it is exact.
+  constexpr double kHigh = 1.595703125;
+  constexpr float kCubic = static_cast<float>(kGeluTanhCubic);
+  const V square = a * a;
+  const V high = fma(V(kCubic), square, V(static_cast<float>(kHigh)));
+  V low = fma(V(kCubic), square, V(static_cast<float>(kHigh)) - high);
+  low = fma(V(kCubic), fma(a, a, -square), low);
+  low = fma(V(static_cast<float>(kGeluTanhCubic - kCubic)), square, low);
+  low = low + V(static_cast<float>(kGeluTanhLinear - kHigh));
+  ExpSteps<V> s = exp_steps_of_product(-high, a);
+  s.r = fnma(low, a, s.r);
+  return TableExp<V>(s, Tables<V>::kExp);
+}
+
+// a e (1 - e) with e = e^-z.
 struct GeluTanhTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const V a = min(V(11), abs(x));
-    // l + c a^2 in two parts. l's high part ends in zeros, so that subtracting it is exact.
-    const double l_high = 1.595703125, l_low = kGeluTanhLinear - l_high;
-    const float c_high = static_cast<float>(kGeluTanhCubic);
-    const V square = a * a;
-    const V high = fma(V(c_high), square, V(static_cast<float>(l_high)));
-    V low = fma(V(c_high), square, V(static_cast<float>(l_high)) - high);
-    low = fma(V(c_high), fma(a, a, -square), low);
-    low = fma(V(static_cast<float>(kGeluTanhCubic - c_high)), square, low);
-    low = low + V(static_cast<float>(l_low));
-    const V shift(0x1.8p19f);
-    const V shifted = fnma(high * a, V(0x1.715476p+0f), shift);
-    const V n = shifted - shift;
-    V r = fnma(high, a, n * V(-0x1.63p-1f));
-    r = fnma(low, a, fma(n, V(0x1.bd0106p-13f), r));
-    const TableExp<V> e = table_exp(Sixteenths<V>{n, hold(r, V(0x1p-5f)), to_bits(shifted)});
-    return copysign(max(V(0), x) - times(a, e, rough(e)), x);
+    const V a = min(V(11.2f), abs(x));
+    const TableExp<V> e = gelu_tanh_exp(a);
+    return max(V(-0.0f), x) - scale_down(fnma(a, e.rough(), a) * (e.high + e.low), e.n);
   }
 };
 
 template <class V>
 FASTACT_FN V gelu_tanh(V x) {
   const V a = abs(x);
-  const GridPoint<V> cell = grid_point(a, 0.125f);
+  const GridPoint<V> cell = grid_point(a, Tables<V>::kNarrowCell);
   const V d = a - cell.point;
-  const V base = max(V(0), x) - lookup32<V>(tables::kGeluTanhCells[0], cell.index);
-  const V y = fnma(d, cell_polynomial<1>(tables::kGeluTanhCells, cell.index, d), base);
-  return with_tail<GeluTanhTail>(x, y, kEighthCells);
+  const V p = cell_polynomial<1>(Tables<V>::kGeluTanh, cell.index, d);
+  const V y = fnma(d, p, max(V(0), x) - lookup<V>(Tables<V>::kGeluTanh[0], cell.index));
+  return with_tail<GeluTanhTail>(x, y, Tables<V>::kNarrowLimit);
 }
 
-}  // namespace lookup
+// The derivative at -a, a > 0, is Phi(-a) - a phi(a), and at a it is 1 less that. With K as in
+// GeluTail, Phi(-a) is e^t K / (sqrt(2 pi) a).
+struct GeluSlopeTail {
+  template <class V>
+  static FASTACT_FN V apply(V x) {
+    const V a = min(V(14.8f), abs(x));
+    const V half = V(-0.5f) * a;
+    const TableExp<V> e(exp_steps_of_product(half, a), Tables<V>::kGaussian);
+    const V t = half * a;
+    const auto& p = tables::kGeluTailNumerator;
+    const auto& q = tables::kGeluTailDenominator;
+    const V numerator = fma(fma(V(p[2]), t, V(p[1])), t, V(p[0]));
+    const V denominator = fma(fma(t + V(q[2]), t, V(q[1])), t, V(q[0]));
+    // (1 - P/Q) / a - a
+    const V f = ((denominator - numerator) / (denominator * a)) - a;
+    return select(x < V(0), scale_down(f * (e.high + e.low), e.n), fnma(f, e.rough(), V(1)));
+  }
+};
+
+template <class V>
+FASTACT_FN IntOf<V> slope_cell(V a) {
+  constexpr float kShift = Tables<V>::kSlopeShift;
+  if constexpr (kShift != 0) a = a + V(kShift);
+  return grid_point(a, Tables<V>::kNarrowCell).index;
+}
+
+template <class V>
+FASTACT_FN V gelu_slope(V x) {
+  const V a = abs(x);
+  const IntOf<V> cell = slope_cell(a);
+  const V d = a - lookup<V>(Tables<V>::kGeluSlope[0], cell);
+  const V below = cell_polynomial<1>(Tables<V>::kGeluSlope, cell, d);
+  const V y = select(x < V(0), below, V(1) - below);
+  return with_tail<GeluSlopeTail>(x, y, Tables<V>::kNarrowLimit);
+}
+
+// e (1 + e - a z') (1 - 2 e) at -a with z' = l + 3 c a^2, and 1 less that at a.
+struct GeluTanhSlopeTail {
+  template <class V>
+  static FASTACT_FN V apply(V x) {
+    const V a = min(V(11.2f), abs(x));
+    const TableExp<V> e = gelu_tanh_exp(a);
+    const V rough = e.rough();
+    constexpr float kLinear = static_cast<float>(kGeluTanhLinear);
+    constexpr float kCubic = static_cast<float>(3 * kGeluTanhCubic);
+    const V factor = fnma(a, fma(V(kCubic), a * a, V(kLinear)), V(1)) + rough;
+    const V f = fnma(factor + factor, rough, factor);
+    return select(x < V(0), scale_down(f * (e.high + e.low), e.n), fnma(f, rough, V(1)));
+  }
+};
+
+template <class V>
+FASTACT_FN V gelu_tanh_slope(V x) {
+  const V a = abs(x);
+  const IntOf<V> cell = slope_cell(a);
+  const V d = a - lookup<V>(Tables<V>::kGeluTanhSlope[0], cell);
+  const V below = cell_polynomial<1>(Tables<V>::kGeluTanhSlope, cell, d);
+  const V y = select(x < V(0), below, V(1) - below);
+  return with_tail<GeluTanhSlopeTail>(x, y, Tables<V>::kNarrowLimit);
+}
+
+}  // namespace by_table
 
 // Phi(-a) e^(a^2/2), Mills' ratio but for a factor, in double lanes for 0 <= a <= 14.6 (Short) or
 // 39 (Full): w = 1 / (a + k) times a polynomial in w (after Shepherd and Laframboise, 1981).
@@ -120,7 +177,7 @@ constexpr double kNormalLimit = kIsShort<W> || !kIsDouble<W> ? 14.6 : 38.9;
 template <class V>
 FASTACT_FN V gelu(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::gelu(x);
+    return by_table::gelu(x);
   } else {
     using W = decltype(widen<Short>(x));
     const W w = widen<Short>(x);
@@ -137,16 +194,20 @@ FASTACT_FN V gelu(V x) {
 
 // The derivative of gelu: Phi(x) + x phi(x), which is 1 - its value at -x.
 template <class V>
-FASTACT_FN V gelu_derivative(V x) {
-  using W = decltype(widen<Full>(x));
-  const W w = max(W(-kNormalLimit<W>), min(W(kNormalLimit<W>), widen<Full>(x)));
-  const W density(0.39894228040143268);  // 1 / sqrt(2 pi)
-  if constexpr (kIsScalar<W>) {
-    return library::normal_cdf(w) + w * density * library::exp(W(-0.5) * w * w);
+FASTACT_FN V gelu_slope(V x) {
+  if constexpr (kHasLookup<V>) {
+    return by_table::gelu_slope(x);
   } else {
-    const W a = abs(w);
-    const W lower = times_gaussian(fnma(a, density, mills(a)), a);
-    return narrow<V>(select(w < W(0), lower, W(1) - lower));
+    using W = decltype(widen<Full>(x));
+    const W w = max(W(-kNormalLimit<W>), min(W(kNormalLimit<W>), widen<Full>(x)));
+    const W density(0.39894228040143268);  // 1 / sqrt(2 pi)
+    if constexpr (kIsScalar<W>) {
+      return library::normal_cdf(w) + w * density * library::exp(W(-0.5) * w * w);
+    } else {
+      const W a = abs(w);
+      const W lower = times_gaussian(fnma(a, density, mills(a)), a);
+      return narrow<V>(select(w < W(0), lower, W(1) - lower));
+    }
   }
 }
 
@@ -155,7 +216,7 @@ FASTACT_FN V gelu_derivative(V x) {
 template <class V>
 FASTACT_FN V gelu_tanh(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::gelu_tanh(x);
+    return by_table::gelu_tanh(x);
   } else {
     using W = decltype(widen<Short>(x));
     const W w = max(W(-kNormalLimit<W>), widen<Short>(x));
@@ -166,18 +227,22 @@ FASTACT_FN V gelu_tanh(V x) {
 
 // The derivative of gelu_tanh: s + x z' s (1 - s) with s = sigmoid(z).
 template <class V>
-FASTACT_FN V gelu_tanh_derivative(V x) {
-  using W = decltype(widen<Full>(x));
-  const W w = max(W(-kNormalLimit<W>), min(W(kNormalLimit<W>), widen<Full>(x)));
-  const W square = w * w;
-  const W z = w * fma(W(kGeluTanhCubic), square, W(kGeluTanhLinear));
-  const W x_slope = w * fma(W(3 * kGeluTanhCubic), square, W(kGeluTanhLinear));
-  const W e = exp(-abs(z));
-  const W d = W(1) + e;
-  const W over = W(1) / d;
-  const W negative = exp_product((d + x_slope) * over * over, -abs(z));
-  const W positive = (W(1) + x_slope * (e * over)) * over;
-  return narrow<V>(select(w < W(0), negative, positive));
+FASTACT_FN V gelu_tanh_slope(V x) {
+  if constexpr (kHasLookup<V>) {
+    return by_table::gelu_tanh_slope(x);
+  } else {
+    using W = decltype(widen<Full>(x));
+    const W w = max(W(-kNormalLimit<W>), min(W(kNormalLimit<W>), widen<Full>(x)));
+    const W square = w * w;
+    const W z = w * fma(W(kGeluTanhCubic), square, W(kGeluTanhLinear));
+    const W x_slope = w * fma(W(3 * kGeluTanhCubic), square, W(kGeluTanhLinear));
+    const W e = exp(-abs(z));
+    const W d = W(1) + e;
+    const W over = W(1) / d;
+    const W negative = exp_product((d + x_slope) * over * over, -abs(z));
+    const W positive = (W(1) + x_slope * (e * over)) * over;
+    return narrow<V>(select(w < W(0), negative, positive));
+  }
 }
 
 }  // namespace

@@ -38,20 +38,24 @@ def emit(name, comment, coefficients):
     print("};")
 
 
-def emit_floats(name, comment, rows):
-    """An array of rows of floats, each aligned to a register."""
-    print(f"\n// {comment}")
-    size = f"[{len(rows)}][{len(rows[0])}]" if len(rows) > 1 else "[]"
-    print(f"alignas(64) constexpr float {name}{size} = {{")
+def emit_table(name, comment, rows):
+    """A member array of rows of floats, each aligned to a register."""
+    print("\n" + "\n".join(f"  // {line}" for line in comment.split("\n")))
+    print(f"  alignas(64) static constexpr float {name}[{len(rows)}][{len(rows[0])}] = {{")
     for row in rows:
-        lines = [
-            "    " + ", ".join(float_literal(v) for v in row[i : i + 5]) + ","
-            for i in range(0, len(row), 5)
-        ]
-        if len(rows) > 1:
-            lines = ["    {"] + lines + ["    },"]
-        print("\n".join(lines))
-    print("};")
+        lines = [row[i : i + 5] for i in range(0, len(row), 5)]
+        text = ",\n       ".join(", ".join(float_literal(v) for v in line) for line in lines)
+        print(f"      {{{text}}},")
+    print("  };")
+
+
+def emit_list(name, comment, values):
+    print(f"\n  // {comment}")
+    print(f"  static constexpr float {name}[] = {{{', '.join(map(float_literal, values))}}};")
+
+
+def emit_constant(kind, name, value):
+    print(f"  static constexpr {kind} {name} = {value};")
 
 
 def float_literal(v):
@@ -115,8 +119,44 @@ def mills_polynomials():
         )
 
 
-# Cells: an interval is cut into 32 cells, and in each the function is a polynomial in d = a - m, m
-# the cell's centre. All coefficients are floats, found from the lowest up, so that each makes good
+def gelu_tail():
+    """sqrt(2 pi) a e^(a^2/2) Phi(-a) = 1 - P(t) / Q(t) with t = -a^2/2, by weighted linear fits."""
+
+    def f(t):
+        a = mp.sqrt(-2 * t)
+        return 1 - mp.sqrt(2 * mp.pi) * a * mp.exp(-t) * phi(a)
+
+    # The nodes are spread in 1/t, in which the function is nearly a straight line.
+    first, last, nodes = 1 / mp.mpf(-6.9), 1 / mp.mpf(-110), 60
+    t = [
+        1 / ((first + last) / 2 + (last - first) / 2 * mp.cos((k + 0.5) * mp.pi / nodes))
+        for k in range(nodes)
+    ]
+    y = [f(x) for x in t]
+    weight = [mp.mpf(1)] * nodes
+    for _ in range(30):
+        rows = mp.matrix(
+            [
+                [w / x**2 * v for v in (1, x, x * x, -z, -z * x, -z * x * x)]
+                for x, z, w in zip(t, y, weight)
+            ]
+        )
+        right = mp.matrix([w / x**2 * z * x**3 for x, z, w in zip(t, y, weight)])
+        c = list(mp.lu_solve(rows.T * rows, rows.T * right))
+        p, q = c[:3], c[3:] + [mp.mpf(1)]
+        error = [mp.polyval(p[::-1], x) / mp.polyval(q[::-1], x) - z for x, z in zip(t, y)]
+        top = max(abs(e) for e in error)
+        weight = [w * mp.sqrt(abs(e) / top + mp.mpf("1e-3")) for w, e in zip(weight, error)]
+    bits = mp.nstr(mp.log(top, 2), 4)
+    print(f"\n// 1 - sqrt(2 pi) a e^(a^2/2) Phi(-a) as the quotient of two polynomials in t = -a^2/2,")
+    print(f"// the denominator monic, 3.72 <= a <= 14.8; error 2^{bits}.")
+    for name, values in (("Numerator", p), ("Denominator", q[:3])):
+        literals = ", ".join(float_literal(v) for v in values)
+        print(f"constexpr float kGeluTail{name}[] = {{{literals}}};")
+
+
+# Cells: an interval is cut into as many cells as a register (or two) has entries, and in each the
+# function is a polynomial in d = a - m, m a point of the cell. All coefficients are floats, found from the lowest up, so that each makes good
 # what rounding those before it spoilt.
 
 
@@ -153,20 +193,20 @@ def fit_cell(f, low, high, centre, fixed, degree, scale=None):
     return coefficients, float(np.max(np.abs(rest) * weight))
 
 
-def lucky_centres(f, low, high, rng, tries=6):
-    """Points near the middle whose function value is nearly a float (Gal, 1986), and the value."""
+def lucky_centres(f, low, high, rng, position=0.5, tries=6):
+    """Points near a place in the cell whose function value is nearly a float (Gal, 1986), and the value."""
     found = []
     for _ in range(50 * tries):
-        m = to_float(low + (high - low) * (0.5 + 0.16 * (rng.random() - 0.5)))
+        m = to_float(low + (high - low) * (position + 0.16 * (rng.random() - 0.5)))
         value = f(mp.mpf(m))
         found.append((float(abs(value - to_float(value))) / ulp(value), m, [to_float(value)]))
     return [(m, fixed) for _, m, fixed in sorted(found)[:tries]]
 
 
-def exact_centres(f, low, high, rng, tries=6):
+def exact_centres(f, low, high, rng, position=0.5, tries=6):
     """Likewise, and a - value is exact for every a in the cell. f takes arrays, too."""
     step = ulp(high * (1 - 1e-7))
-    m = low + (high - low) * (0.5 + 0.16 * (rng.random(400000) - 0.5))
+    m = low + (high - low) * (position + 0.16 * (rng.random(400000) - 0.5))
     m = m.astype(np.float32).astype(np.float64)
     value = f(m)
     rounded = np.round(value / step) * step
@@ -174,23 +214,24 @@ def exact_centres(f, low, high, rng, tries=6):
     return [(float(m[k]), [float(rounded[k])]) for k in best]
 
 
-def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0, apart=0):
-    """Prints the table of one function: a row of 32 numbers for each coefficient c0, c1, ...
+def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0, apart=0, position=0.5):
+    """Prints the table of one function: a row of numbers for each coefficient c0, c1, ...
 
     centres: "none" where they lie on the grid, so that the formula computes them; else a row of
     them comes first: "middle", "lucky" or "exact" ones, as above. special: {cell: (centre, its first coefficients)}.
     rotate: the cell that stands first. apart: what c1 of cell 0 lacks, since the formula adds it.
+    position: where lucky and exact points lie in their cell.
     """
     rng = np.random.default_rng(1986)
     table = []
     errors = []
     for j, (low, high) in enumerate(edges):
-        middle = 0.0 if low == 0 else (low + high) / 2
+        middle = 0.0 if low == 0 and centres == "none" else (low + high) / 2
         if special and j in special:
             tries = [special[j]]
         elif centres in ("lucky", "exact"):
             search = lucky_centres if centres == "lucky" else exact_centres
-            tries = search(f, low, high, rng)
+            tries = search(f, low, high, rng, position)
         else:
             tries = [(middle, [])]
         if apart and j == 0:
@@ -201,47 +242,11 @@ def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=
         coefficients, error, centre = min(fits, key=lambda fit: fit[1])
         table.append(([centre] if centres != "none" else []) + coefficients)
         errors.append(error)
-    print(name, *(f"{e * 2**24:.3f}" for e in errors), file=sys.stderr)
     table = table[rotate:] + table[:rotate]
     rows = [list(row) for row in zip(*table)]
     what = "coefficients" if centres == "none" else "centres, then coefficients"
     bits = f"{np.log2(max(errors)):.1f}"
-    emit_floats(name, f"{comment}\n// Rows: {what}. Relative error of the polynomials 2^{bits}.", rows)
-
-
-def grid(width, first=0):
-    """32 cells around the multiples of width; a first cell that starts at 0 is half as wide."""
-    edges = [((j - 0.5) * width, (j + 0.5) * width) for j in range(first, first + 32)]
-    return [(max(low, 0.0), high) if first == 0 else (low, high) for low, high in edges]
-
-
-def exp_table():
-    exact = [mp.power(2, mp.mpf(j) / 16) for j in range(16)]
-    high = [to_float(v) for v in exact]
-    low = [to_float(v - h) for v, h in zip(exact, high)]
-    emit_floats("kExp16", "2^(j/16) rounded to float, and what the rounding lost.", [high, low])
-    reach = float(mp.log(2) / 32) * 1.001
-    r = reach * np.cos((np.arange(100) + 0.5) * np.pi / 100)
-    rest = np.array([float(mp.exp(mp.mpf(x)) - 1 - mp.mpf(x)) for x in r])
-    c2 = to_float(minimax(np.stack([r**2, r**3], 1), rest)[0])
-    c3 = to_float(minimax(np.stack([r**3], 1), rest - c2 * r**2)[0])
-    bits = f"{np.log2(np.max(np.abs(rest - c2 * r**2 - c3 * r**3))):.1f}"
-    print(f"\n// e^r = 1 + r + r^2 (c2 + c3 r) on |r| <= ln(2)/32; error 2^{bits}.")
-    print(f"constexpr float kExp16Square = {float_literal(c2)};")
-    print(f"constexpr float kExp16Cube = {float_literal(c3)};")
-    (_, _, *c), error = fit_cell(mp.expm1, -reach, reach, 0.0, [0.0, 1.0], 4)
-    print(f"\n// e^r - 1 = r + r^2 (c2 + c3 r + c4 r^2), likewise; relative error 2^{np.log2(error):.1f}.")
-    for name, value in zip(("Square", "Cube", "Fourth"), c):
-        print(f"constexpr float kExpm1{name} = {float_literal(value)};")
-
-
-def gelu_tail():
-    low, high = 1 / 14.6**2, 1 / 3.9**2
-    c, error = fit_cell(
-        lambda u: phi(1 / mp.sqrt(u)) * mp.exp(1 / (2 * u)) / mp.sqrt(u), low, high, 0.0, [], 7
-    )
-    comment = f"a e^(a^2/2) Phi(-a) in 1/a^2, 3.9 <= a <= 14.6; relative error 2^{np.log2(error):.1f}."
-    emit_floats("kGeluTail", comment, [c])
+    emit_table(name, f"{comment} Rows: {what}.\nRelative error of the polynomials 2^{bits}.", rows)
 
 
 def sigmoid(x):
@@ -261,89 +266,221 @@ def gelu_tanh(x):
     return x * sigmoid(2 * mp.sqrt(2 / mp.pi) * (x + mp.mpf("0.044715") * x**3))
 
 
-def quarter_octaves(top):
-    """32 cells ending with the one that holds top: four to an octave, the first from 0."""
-    last = int(np.float32(top).view(np.int32)) >> 21
-    bound = [float(np.array(i << 21, np.int32).view(np.float32)) for i in range(last - 31, last + 1)]
-    return last - 31, [(0.0, bound[1])] + list(zip(bound[1:], bound[2:] + [top]))
+def silu_slope(x):
+    return sigmoid(x) * (1 + x * sigmoid(-x))
 
 
-def cell_tables():
-    eighth, quarter, half = grid(1 / 8), grid(1 / 4), grid(1 / 2, -16)
-    around_0 = 16  # the cell of 0 in a grid that begins at -16
-    cells(
-        "kSigmoidCells",
-        "1 / (1 + e^a), cells of 1/4.",
-        lambda a: sigmoid(-a),
-        quarter,
-        4,
-        "lucky",
+def gelu_slope(x):
+    return phi(-x) + x * mp.npdf(x)
+
+
+def gelu_tanh_slope(x):
+    k = 2 * mp.sqrt(2 / mp.pi)
+    c = k * mp.mpf("0.044715")
+    z = k * x + c * x**3
+    return sigmoid(z) * (1 + x * (k + 3 * c * x * x) * sigmoid(-z))
+
+
+def mish_slope(x):
+    t = mp.tanh(mp.log1p(mp.exp(x)))
+    return t + x * sigmoid(x) * (1 - t * t)
+
+
+SELU_BELOW = mp.mpf("1.6732632423543772848170429916717") * mp.mpf(
+    "1.0507009873554804934193349852946"
+)
+
+
+def silu_below(a):
+    return a / (1 + np.exp(a)) if isinstance(a, np.ndarray) else a * sigmoid(-a)
+
+
+def grid(width, entries):
+    """Cells around 0, width, 2 width ...: the first is half as wide."""
+    edges = [((j - 0.5) * width, (j + 0.5) * width) for j in range(entries)]
+    return [(max(low, 0.0), high) for low, high in edges]
+
+
+def signed_grid(width, entries):
+    """Likewise around 0 on both sides; the table begins with the cell of 0 (rotate by half)."""
+    half = entries // 2
+    return [((j - 0.5) * width, (j + 0.5) * width) for j in range(-half, half)]
+
+
+def octaves(top, entries, shift):
+    """Cells numbered by the bits of a float shifted right, ending with the one that holds top."""
+    last = int(np.float32(top).view(np.int32)) >> shift
+    first = last - entries + 1
+    bound = [float(np.array(i << shift, np.int32).view(np.float32)) for i in range(first, last + 1)]
+    return first, [(0.0, bound[1])] + list(zip(bound[1:], bound[2:] + [top]))
+
+
+def around_root(f, guess, edges):
+    """The cell in which f is 0, centred on that root so that digits remain."""
+    root = to_float(mp.findroot(f, guess))
+    cell = next(j for j, (low, high) in enumerate(edges) if low <= root < high)
+    return {cell: (root, [to_float(f(mp.mpf(root)))])}
+
+
+def exp_tables(entries, degree):
+    exact = [mp.power(2, mp.mpf(j) / entries) for j in range(entries)]
+    for name, factor, comment in (
+        ("kExp", mp.mpf(1), f"2^(j/{entries}) rounded to float, and what the rounding lost."),
+        ("kGaussian", 1 / mp.sqrt(2 * mp.pi), f"Likewise of 2^(j/{entries}) / sqrt(2 pi)."),
+    ):
+        high = [to_float(v * factor) for v in exact]
+        low = [to_float(v * factor - h) for v, h in zip(exact, high)]
+        emit_table(name, comment, [high, low])
+    reach = float(mp.log(2) / (2 * entries)) * 1.001
+    # For the error of e^r, which is about 1, and for the relative one of e^r - 1, about r.
+    for name, function, more, scale in (
+        ("kExpPolynomial", "e^r", 0, lambda r: mp.mpf(1)),
+        ("kExpm1Polynomial", "e^r - 1", 1, mp.expm1),
+    ):
+        fit, error = fit_cell(mp.expm1, -reach, reach, 0.0, [0.0, 1.0], degree + more, scale)
+        comment = (
+            f"({function} less its terms up to r) / r^2, |r| <= ln(2)/{2 * entries}; "
+            f"error 2^{np.log2(error):.1f}."
+        )
+        emit_list(name, comment, fit[2:])
+
+
+def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degrees):
+    """One struct with every table; degrees: those of the functions, in the order below."""
+    degree = iter(degrees)
+    print(f"\n// {comment}\nstruct {name} {{")
+    emit_constant("int", "kExpEntries", exp_entries)
+    exp_tables(exp_entries, exp_degree)
+
+    # Over a = |x|: where e^-x rules, the cells are twice as wide as where e^(-x^2/2) does.
+    width = 8 / entries
+    wide, narrow, both = (
+        grid(width, entries),
+        grid(width / 2, entries),
+        signed_grid(16 / signed_entries, signed_entries),
     )
-    cells("kSoftplusCells", "log(1 + e^-a), cells of 1/4.", lambda a: mp.log1p(mp.exp(-a)), quarter, 4)
-    selu_scale = mp.mpf("1.6732632423543772848170429916717") * mp.mpf(
-        "1.0507009873554804934193349852946"
+    half = signed_entries // 2
+    print()
+    for kind, size in (("Wide", width), ("Narrow", width / 2)):
+        emit_constant("float", f"k{kind}Cell", float_literal(size))
+        emit_constant("float", f"k{kind}Limit", float_literal(size * (entries - 0.5)))
+    emit_constant("float", "kSignedCell", float_literal(16 / signed_entries))
+    emit_constant("float", "kSignedLimit", float_literal(8 - 8 / signed_entries))
+
+    # In large cells e^-a changes so much that the polynomial cancels; less so around a later point.
+    position = 0.5 if entries == 32 else 0.6
+    cells(
+        "kSigmoid",
+        "1 / (1 + e^a), wide cells.",
+        lambda a: sigmoid(-a),
+        wide,
+        next(degree),
+        "lucky",
+        position=position,
+    )
+    cells(
+        "kSoftplus", "log(1 + e^-a), wide cells.", lambda a: mp.log1p(mp.exp(-a)), wide, next(degree)
     )
     # The high part of the slope at 0 is added apart, exactly.
-    slope = to_float(selu_scale)
-    print(f"\nconstexpr float kSeluSlope = {float_literal(slope)};")
+    slope = to_float(SELU_BELOW)
+    print()
+    emit_constant("float", "kSeluSlope", float_literal(slope))
     cells(
-        "kSeluCells",
-        "-selu(-a), cells of 1/4; without the linear term kSeluSlope a in the first.",
-        lambda a: -selu_scale * mp.expm1(-a),
-        quarter,
-        5,
+        "kSelu",
+        "-selu(-a), wide cells; the first lacks the linear term kSeluSlope a.",
+        lambda a: -SELU_BELOW * mp.expm1(-a),
+        wide,
+        next(degree),
         "lucky",
         apart=slope,
     )
     cells(
-        "kSiluCells",
-        "a / (1 + e^a), cells of 1/4; without the linear term a/2 of the first.",
-        lambda a: a / (1 + np.exp(a)) if isinstance(a, np.ndarray) else a * sigmoid(-a),
-        quarter,
-        5,
+        "kSilu",
+        "a / (1 + e^a), wide cells; the first lacks the linear term a/2.",
+        silu_below,
+        wide,
+        next(degree),
         "exact",
         apart=0.5,
     )
     cells(
-        "kLogsigmoidCells",
-        "-log(1 + e^-x), cells of 1/2 around 0, 1/2, ..., 15/2, -8, ..., -1/2.",
+        "kLogsigmoid",
+        "-log(1 + e^-x), signed cells.",
         lambda x: -mp.log1p(mp.exp(-x)),
-        half,
-        5,
+        both,
+        next(degree),
         "lucky",
-        rotate=16,
+        rotate=half,
+        position=position,
     )
     cells(
-        "kMishCells",
-        "x tanh(log(1 + e^x)), cells of 1/2 as above.",
+        "kMish",
+        "x tanh(log(1 + e^x)), signed cells.",
         mish,
-        half,
-        6,
-        special={around_0: (0.0, [0.0])},
-        rotate=16,
+        both,
+        next(degree),
+        special={half: (0.0, [0.0])},
+        rotate=half,
     )
-    cells("kGeluCells", "a Phi(-a), cells of 1/8.", lambda a: a * phi(a), eighth, 5, special={0: (0.0, [0.0, 0.5])})
     cells(
-        "kGeluTanhCells",
-        "-gelu_tanh(-a), cells of 1/8.",
-        lambda a: -gelu_tanh(-a),
-        eighth,
-        5,
+        "kGelu",
+        "a Phi(-a), narrow cells.",
+        lambda a: a * phi(a),
+        narrow,
+        next(degree),
         special={0: (0.0, [0.0, 0.5])},
     )
-    lowest, octaves = quarter_octaves(9.02)
-    print(f"\n// The bits of a float shifted right by 21, in the first cell below.")
-    print(f"constexpr int kTanhLowest = {lowest};")
     cells(
-        "kTanhCells",
-        "tanh(a), four cells to an octave.",
-        mp.tanh,
-        octaves,
-        5,
-        "lucky",
-        {0: (0.0, [0.0, 1.0])},
-        rotate=-lowest % 32,
+        "kGeluTanh",
+        "-gelu_tanh(-a), narrow cells.",
+        lambda a: -gelu_tanh(-a),
+        narrow,
+        next(degree),
+        special={0: (0.0, [0.0, 0.5])},
     )
+    # Both GELUs have a slope of 0 at -0.75, which has to lie inside a cell.
+    shift = 0 if entries == 32 else -width / 4
+    shifted = [(j * width / 2, (j + 1) * width / 2) for j in range(entries)] if shift else narrow
+    print()
+    emit_constant("float", "kSlopeShift", float_literal(shift))
+    for title, f, guess, edges, what, rotate in (
+        ("Silu", lambda a: silu_slope(-a), 1.2, wide, "at -a, wide", 0),
+        ("Gelu", lambda a: gelu_slope(-a), 0.75, shifted, "at -a, narrow (shifted)", 0),
+        ("GeluTanh", lambda a: gelu_tanh_slope(-a), 0.75, shifted, "at -a, narrow (shifted)", 0),
+        ("Mish", mish_slope, -1.2, both, "at x, signed", half),
+    ):
+        comment = f"The derivative of {title} {what} cells."
+        special = around_root(f, guess, edges)
+        cells(f"k{title}Slope", comment, f, edges, next(degree), "middle", special, rotate)
+
+    # tanh is odd and near 0 nearly linear: cells that shrink towards 0.
+    shift = 23 - (2 if entries == 32 else 0)
+    lowest, edges = octaves(9.02, entries, shift)
+    print("\n  // tanh's cells are numbered by the bits of a float shifted right, from the lowest up.")
+    emit_constant("int", "kTanhShift", shift)
+    emit_constant("int", "kTanhLowest", lowest)
+    rotate = -lowest % entries
+    cells(
+        "kTanh", "tanh(a).", mp.tanh, edges, next(degree), "lucky", {0: (0.0, [0.0, 1.0])}, rotate
+    )
+    cells("kTanhshrink", "a - tanh(a).", tanhshrink, edges, next(degree), "middle", rotate=rotate)
+    first = edges[0][1]
+    print("\n  // Where the lowest of them ends, and tanhshrink(a) / a^3 in a^2 up to there.")
+    emit_constant("float", "kTanhshrinkFirst", float_literal(first))
+    small, error = fit_cell(
+        lambda z: tanhshrink(mp.sqrt(z)) / mp.sqrt(z) ** 3,
+        1e-4 * first**2,
+        first**2,
+        0.0,
+        [],
+        2 if entries == 32 else 3,
+    )
+    emit_list("kTanhshrinkPolynomial", f"Relative error 2^{np.log2(error):.1f}.", small)
+    print("};")
+
+
+def tanhshrink(a):
+    return a - mp.tanh(a)
 
 
 def main():
@@ -361,9 +498,25 @@ namespace tables {"""
     exp_polynomials()
     log_polynomials()
     mills_polynomials()
-    exp_table()
     gelu_tail()
-    cell_tables()
+    tables(
+        "Tables32",
+        "For look-ups in 32 entries (of exp: 16).",
+        entries=32,
+        signed_entries=32,
+        exp_entries=16,
+        exp_degree=3,
+        degrees=(4, 4, 5, 5, 5, 6, 5, 5, 5, 5, 5, 6, 5, 5),
+    )
+    tables(
+        "Tables8",
+        "For look-ups in 8 entries (over both signs: 16).",
+        entries=8,
+        signed_entries=16,
+        exp_entries=8,
+        exp_degree=4,
+        degrees=(7, 7, 7, 8, 7, 8, 8, 8, 8, 8, 8, 8, 9, 9),
+    )
     print(
         """
 }  // namespace tables

@@ -18,6 +18,12 @@ namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
 
+#if defined(__CUDA_ARCH__) || defined(__FMA__)
+constexpr bool kScalarFma = true;
+#else
+constexpr bool kScalarFma = false;
+#endif
+
 // What a formula may ask about its type V: one scalar, a vector, or a Pack of vectors.
 template <class V>
 struct Traits {
@@ -25,7 +31,8 @@ struct Traits {
   using Int = typename V::Int;
   using Mask = typename V::Mask;
   static constexpr bool is_scalar = false;
-  static constexpr bool has_lookup = V::has_lookup;
+  static constexpr int lookup_entries = V::lookup_entries;
+  static constexpr bool has_fma = V::has_fma;
 };
 template <>
 struct Traits<float> {
@@ -33,7 +40,8 @@ struct Traits<float> {
   using Int = int32_t;
   using Mask = bool;
   static constexpr bool is_scalar = true;
-  static constexpr bool has_lookup = false;
+  static constexpr int lookup_entries = 0;
+  static constexpr bool has_fma = kScalarFma;
 };
 template <>
 struct Traits<double> {
@@ -41,7 +49,8 @@ struct Traits<double> {
   using Int = int64_t;
   using Mask = bool;
   static constexpr bool is_scalar = true;
-  static constexpr bool has_lookup = false;
+  static constexpr int lookup_entries = 0;
+  static constexpr bool has_fma = kScalarFma;
 };
 
 template <class V>
@@ -52,11 +61,20 @@ template <class V>
 using MaskOf = typename Traits<V>::Mask;
 template <class V>
 constexpr bool kIsScalar = Traits<V>::is_scalar;
-// Whether V looks 16 or 32 entries of a table up as fast as it multiplies.
+// Whether fma() rounds once.
 template <class V>
-constexpr bool kHasLookup = Traits<V>::has_lookup;
+constexpr bool kHasFma = Traits<V>::has_fma;
+// Whether V looks up the entries of a table as fast as it multiplies; how many is lookup_entries.
+template <class V>
+constexpr bool kHasLookup = Traits<V>::lookup_entries > 0;
 template <class V>
 constexpr bool kIsDouble = sizeof(ScalarOf<V>) == sizeof(double);
+
+// A parameter, which is given as a double, in all lanes.
+template <class V>
+FASTACT_FN V broadcast(double x) {
+  return V(static_cast<ScalarOf<V>>(x));
+}
 
 // a * b + c, rounded once where the processor has such an instruction.
 FASTACT_FN float fma(float a, float b, float c) {
@@ -145,14 +163,10 @@ FASTACT_FN int64_t shift_right(int64_t x) {
   return static_cast<int64_t>(static_cast<uint64_t>(x) >> kBits);
 }
 
-// table[index mod 16], table[index mod 32].
-template <class V>
-FASTACT_FN float lookup16(const float* table, int32_t index) {
-  return table[index & 15];
-}
-template <class V>
-FASTACT_FN float lookup32(const float* table, int32_t index) {
-  return table[index & 31];
+// table[index mod kEntries].
+template <class V, int kEntries>
+FASTACT_FN float lookup(const float (&table)[kEntries], int32_t index) {
+  return table[index & (kEntries - 1)];
 }
 
 // x * 2^n for an integral n, at most +-252 in float and +-2044 in double (more counts as that); a

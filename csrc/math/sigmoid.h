@@ -12,125 +12,171 @@ namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
 
-namespace lookup {
+namespace by_table {
 
-// Where the cells of width 1/4 and of 1/2 (around 0) end.
-constexpr float kQuarterCells = 7.875f;
-constexpr float kHalfCells = 7.75f;
+// In the tails e = e^-|x| is small, and a few terms of a series in it are enough.
+template <class V>
+FASTACT_FN TableExp<V> tail_exp(V x) {
+  return TableExp<V>(exp_steps(-min(V(kTableExpLimit), abs(x))), Tables<V>::kExp);
+}
 
+// e - e^2 + e^3 for x < 0, 1 - e + e^2 for x > 0.
 struct SigmoidTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const TableExp<V> e = table_exp(sixteenths(-abs(x)));
-    const V power = rough(e);
-    const V rest = fnma(power, power, power);  // e (1 - e), 1 - sigmoid but for e^3
-    const V lower = scale(e.high + fnma(e.high + e.low, rest, e.low), e.n);
-    return select(x < V(0), lower, V(1) - rest);
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    const V c = fnma(rough, rough, rough);
+    return select(x < V(0), e.less(c), V(1) - c);
   }
 };
 
 template <class V>
 FASTACT_FN V sigmoid(V x) {
   const V a = abs(x);
-  const IntOf<V> cell = grid_point(a, 0.25f).index;
-  const V d = a - lookup32<V>(tables::kSigmoidCells[0], cell);
-  const V lower = cell_polynomial<1>(tables::kSigmoidCells, cell, d);  // sigmoid(-a)
+  const IntOf<V> cell = grid_point(a, Tables<V>::kWideCell).index;
+  const V d = a - lookup<V>(Tables<V>::kSigmoid[0], cell);
+  const V lower = cell_polynomial<1>(Tables<V>::kSigmoid, cell, d);  // sigmoid(-a)
   const V y = select(x < V(0), lower, V(1) - lower);
-  return with_tail<SigmoidTail>(x, y, kQuarterCells);
+  return with_tail<SigmoidTail>(x, y, Tables<V>::kWideLimit);
 }
 
 // x sigmoid(x) = max(x, 0) - H(|x|).
+// x sigmoid(x) = max(x, 0) - a / (1 + e^a), a = |x|.
 struct SiluTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const V a = min(V(120), abs(x));
-    const TableExp<V> e = table_exp(sixteenths(-a));
-    const V power = rough(e);
-    return copysign(max(V(0), x) - times(a, e, fnma(power, power, power)), x);
+    const V a = min(V(kTableExpLimit), abs(x));
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    const V c = fnma(rough, rough, rough);
+    // a times high + low, in two parts.
+    const V high = a * e.high;
+    const V low = fma(a, e.low, fma(a, e.high, -high));
+    return max(V(-0.0f), x) - scale_down(high + fnma(high + low, c, low), e.n);
   }
 };
 
 template <class V>
 FASTACT_FN V silu(V x) {
   const V a = abs(x);
-  const IntOf<V> cell = grid_point(a, 0.25f).index;
-  const V d = a - lookup32<V>(tables::kSiluCells[0], cell);
+  const IntOf<V> cell = grid_point(a, Tables<V>::kWideCell).index;
+  const V d = a - lookup<V>(Tables<V>::kSilu[0], cell);
+  const V p = cell_polynomial<2>(Tables<V>::kSilu, cell, d);
   // In the first cell H's linear term a/2 makes max(x, 0) an exact x/2, which spares the rounding
   // of 1/2 + ...
-  const V constant = max(V(0), x) - lookup32<V>(tables::kSiluCells[1], cell);
-  const V base = select(a <= V(0.125f), V(0.5f) * x, constant);
-  const V y = fnma(d, cell_polynomial<2>(tables::kSiluCells, cell, d), base);
-  return with_tail<SiluTail>(x, y, kQuarterCells);
+  const V constant = max(V(0), x) - lookup<V>(Tables<V>::kSilu[1], cell);
+  const V y = fnma(d, p, select(a <= V(0.5f * Tables<V>::kWideCell), V(0.5f) * x, constant));
+  return with_tail<SiluTail>(x, y, Tables<V>::kWideLimit);
 }
 
-// log(1 + e^-a) = e - e^2/2 + e^3/3 where e = e^-a is small.
-template <class V>
-struct SoftplusRest {
-  V whole;  // with its subnormal values
-  V rough;  // e itself, never subnormal
-
-  FASTACT_FN explicit SoftplusRest(V a) {
-    const TableExp<V> e = table_exp(sixteenths(-a));
-    rough = fastact::rough(e);
-    const V c = rough * fnma(rough, V(1.0f / 3), V(0.5f));
-    whole = scale(e.high + fnma(e.high + e.low, c, e.low), e.n);
-  }
-};
-
+// log(1 + e) = e - e^2/2 + e^3/3.
 struct SoftplusTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const SoftplusRest<V> rest(abs(x));
-    return select(x < V(0), rest.whole, x + rest.rough);
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    const V c = rough * fnma(rough, V(1.0f / 3), V(0.5f));
+    return select(x < V(0), e.less(c), x + rough);
   }
 };
 
 struct LogsigmoidTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const SoftplusRest<V> rest(abs(x));
-    return select(x < V(0), x - rest.rough, -rest.whole);
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    const V c = rough * fnma(rough, V(1.0f / 3), V(0.5f));
+    return select(x < V(0), x - rough, -e.less(c));
   }
 };
 
 template <class V>
 FASTACT_FN V softplus(V x) {
   const V a = abs(x);
-  const GridPoint<V> cell = grid_point(a, 0.25f);
+  const GridPoint<V> cell = grid_point(a, Tables<V>::kWideCell);
   const V d = a - cell.point;
-  const V base = max(V(0), x) + lookup32<V>(tables::kSoftplusCells[0], cell.index);
-  const V y = fma(d, cell_polynomial<1>(tables::kSoftplusCells, cell.index, d), base);
-  return with_tail<SoftplusTail>(x, y, kQuarterCells);
+  const V p = cell_polynomial<1>(Tables<V>::kSoftplus, cell.index, d);
+  const V y = fma(d, p, max(V(0), x) + lookup<V>(Tables<V>::kSoftplus[0], cell.index));
+  return with_tail<SoftplusTail>(x, y, Tables<V>::kWideLimit);
 }
 
 template <class V>
 FASTACT_FN V logsigmoid(V x) {
-  const IntOf<V> cell = grid_point(x, 0.5f).index;
-  const V d = x - lookup32<V>(tables::kLogsigmoidCells[0], cell);
-  const V y = cell_polynomial<1>(tables::kLogsigmoidCells, cell, d);
-  return with_tail<LogsigmoidTail>(x, y, kHalfCells);
+  const IntOf<V> cell = grid_point(x, Tables<V>::kSignedCell).index;
+  const V d = x - lookup<V>(Tables<V>::kLogsigmoid[0], cell);
+  const V y = cell_polynomial<1>(Tables<V>::kLogsigmoid, cell, d);
+  return with_tail<LogsigmoidTail>(x, y, Tables<V>::kSignedLimit);
 }
 
-// For x < 0: x e (1 - e/2) with e = e^x; for x > 0: x - 2 x e^2 with e = e^-x.
+// For x < 0: x e (1 - e/2); for x > 0: x - 2 x e^2.
 struct MishTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const V a = min(V(120), abs(x));
-    const TableExp<V> e = table_exp(sixteenths(-a));
-    const V power = rough(e);
-    const V lower = -times(a, e, V(0.5f) * power);
-    return select(x < V(0), lower, x - (a + a) * (power * power));
+    const V a = min(V(kTableExpLimit), abs(x));
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    const V f = a * (e.high + e.low);
+    const V lower = scale_down(fnma(f, V(0.5f) * rough, f), e.n);
+    return select(x < V(0), -lower, fnma(a + a, rough * rough, x));
+  }
+};
+
+// The derivative of silu at -a, a > 0, is e (1 + e - a) / (1 + e)^2, and at a it is 1 less that.
+struct SiluSlopeTail {
+  template <class V>
+  static FASTACT_FN V apply(V x) {
+    const V a = min(V(kTableExpLimit), abs(x));
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    // (1 + e - a) (1 - 2 e + 3 e^2)
+    const V factor = (V(1) - a) + rough;
+    const V f = fnma(factor, rough * fnma(V(3), rough, V(2)), factor);
+    const V below = f * (e.high + e.low);
+    return select(x < V(0), scale_down(below, e.n), fnma(f, rough, V(1)));
   }
 };
 
 template <class V>
-FASTACT_FN V mish(V x) {
-  const GridPoint<V> cell = grid_point(x, 0.5f);
-  const V y = cell_polynomial<0>(tables::kMishCells, cell.index, x - cell.point);
-  return with_tail<MishTail>(x, y, kHalfCells);
+FASTACT_FN V silu_slope(V x) {
+  const V a = abs(x);
+  const IntOf<V> cell = grid_point(a, Tables<V>::kWideCell).index;
+  const V d = a - lookup<V>(Tables<V>::kSiluSlope[0], cell);
+  const V below = cell_polynomial<1>(Tables<V>::kSiluSlope, cell, d);
+  const V y = select(x < V(0), below, V(1) - below);
+  return with_tail<SiluSlopeTail>(x, y, Tables<V>::kWideLimit);
 }
 
-}  // namespace lookup
+// For x < 0: e (1 + x) - e^2 (1/2 + x); for x > 0: 1 + (4 x - 2) e^2.
+struct MishSlopeTail {
+  template <class V>
+  static FASTACT_FN V apply(V x) {
+    const V held = max(V(-kTableExpLimit), x);
+    const TableExp<V> e = tail_exp(x);
+    const V rough = e.rough();
+    const V f = fnma(V(0.5f) + held, rough, V(1) + held);
+    const V above = min(V(kTableExpLimit), x);
+    const V rest = fma(V(4), above, V(-2)) * (rough * rough);
+    return select(x < V(0), scale_down(f * (e.high + e.low), e.n), V(1) + rest);
+  }
+};
+
+template <class V>
+FASTACT_FN V mish_slope(V x) {
+  const IntOf<V> cell = grid_point(x, Tables<V>::kSignedCell).index;
+  const V d = x - lookup<V>(Tables<V>::kMishSlope[0], cell);
+  const V y = cell_polynomial<1>(Tables<V>::kMishSlope, cell, d);
+  return with_tail<MishSlopeTail>(x, y, Tables<V>::kSignedLimit);
+}
+
+template <class V>
+FASTACT_FN V mish(V x) {
+  const GridPoint<V> cell = grid_point(x, Tables<V>::kSignedCell);
+  const V y = cell_polynomial<0>(Tables<V>::kMish, cell.index, x - cell.point);
+  return with_tail<MishTail>(x, y, Tables<V>::kSignedLimit);
+}
+
+}  // namespace by_table
 
 // f / (1 + e^-z) with few roundings; f is at most 2^20 in magnitude where z < -80.
 template <class W>
@@ -143,7 +189,7 @@ FASTACT_FN W times_sigmoid(W f, W z) {
 template <class V>
 FASTACT_FN V sigmoid(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::sigmoid(x);
+    return by_table::sigmoid(x);
   } else {
     const auto w = widen<Short>(x);
     using W = decltype(widen<Short>(x));
@@ -155,7 +201,7 @@ FASTACT_FN V sigmoid(V x) {
 template <class V>
 FASTACT_FN V silu(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::silu(x);
+    return by_table::silu(x);
   } else {
     using W = decltype(widen<Short>(x));
     const W w = max(W(-kExpLimit<W>), widen<Short>(x));
@@ -165,23 +211,27 @@ FASTACT_FN V silu(V x) {
 
 // The derivative of silu: s (1 + x (1 - s)).
 template <class V>
-FASTACT_FN V silu_derivative(V x) {
-  using W = decltype(widen<Full>(x));
-  const W w = max(W(-kExpLimit<W>), min(W(kExpLimit<W>), widen<Full>(x)));
-  const W e = exp(-abs(w));
-  const W d = W(1) + e;
-  // 1 - s for x < 0 and s for x > 0 are the larger of the two, 1/d; the other is e/d.
-  const W larger = W(1) / d;
-  const W negative = exp_product((d + w) * larger * larger, -abs(w));
-  const W positive = (W(1) + w * (e * larger)) * larger;
-  return narrow<V>(select(w < W(0), negative, positive));
+FASTACT_FN V silu_slope(V x) {
+  if constexpr (kHasLookup<V>) {
+    return by_table::silu_slope(x);
+  } else {
+    using W = decltype(widen<Full>(x));
+    const W w = max(W(-kExpLimit<W>), min(W(kExpLimit<W>), widen<Full>(x)));
+    const W e = exp(-abs(w));
+    const W d = W(1) + e;
+    // 1 - s for x < 0 and s for x > 0 are the larger of the two, 1/d; the other is e/d.
+    const W larger = W(1) / d;
+    const W negative = exp_product((d + w) * larger * larger, -abs(w));
+    const W positive = (W(1) + w * (e * larger)) * larger;
+    return narrow<V>(select(w < W(0), negative, positive));
+  }
 }
 
 // log(1 + e^x). Max error: 2 ULP.
 template <class V>
 FASTACT_FN V softplus(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::softplus(x);
+    return by_table::softplus(x);
   } else {
     using W = decltype(widen<Short>(x));
     const W w = widen<Short>(x);
@@ -193,7 +243,7 @@ FASTACT_FN V softplus(V x) {
 template <class V>
 FASTACT_FN V logsigmoid(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::logsigmoid(x);
+    return by_table::logsigmoid(x);
   } else {
     using W = decltype(widen<Short>(x));
     const W w = widen<Short>(x);
@@ -206,7 +256,7 @@ FASTACT_FN V logsigmoid(V x) {
 template <class V>
 FASTACT_FN V mish(V x) {
   if constexpr (kHasLookup<V>) {
-    return lookup::mish(x);
+    return by_table::mish(x);
   } else {
     using W = decltype(widen<Short>(x));
     const W w = max(W(-kExpLimit<W>), widen<Short>(x));
@@ -221,14 +271,18 @@ FASTACT_FN V mish(V x) {
 
 // The derivative of mish: with t = n / (n + 2), t + 4 x e (e + 1) / (n + 2)^2.
 template <class V>
-FASTACT_FN V mish_derivative(V x) {
-  using W = decltype(widen<Full>(x));
-  const W w = max(W(-kExpLimit<W>), min(W(40), widen<Full>(x)));
-  const W e = exp(w);
-  const W n = e * (e + W(2));
-  const W over = W(1) / (n + W(2));
-  const W slope = fma(W(4) * w, (e + W(1)) * over, e + W(2)) * over;
-  return narrow<V>(select(w < W(-1), exp_product(slope, w), e * slope));
+FASTACT_FN V mish_slope(V x) {
+  if constexpr (kHasLookup<V>) {
+    return by_table::mish_slope(x);
+  } else {
+    using W = decltype(widen<Full>(x));
+    const W w = max(W(-kExpLimit<W>), min(W(40), widen<Full>(x)));
+    const W e = exp(w);
+    const W n = e * (e + W(2));
+    const W over = W(1) / (n + W(2));
+    const W slope = fma(W(4) * w, (e + W(1)) * over, e + W(2)) * over;
+    return narrow<V>(select(w < W(-1), exp_product(slope, w), e * slope));
+  }
 }
 
 }  // namespace

@@ -9,18 +9,35 @@ namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
 
-namespace lookup {
+namespace by_table {
 
 template <class V>
 FASTACT_FN V tanh(V x) {
   // From 9.01 on the result is 1. The exponent and two bits of the mantissa number the cells.
   const V a = min(V(9.015f), abs(x));
-  const IntOf<V> cell = max(shift_right<21>(to_bits(a)), IntOf<V>(tables::kTanhLowest));
-  const V d = a - lookup32<V>(tables::kTanhCells[0], cell);
-  return copysign(cell_polynomial<1>(tables::kTanhCells, cell, d), x);
+  const IntOf<V> cell = max(shift_right<Tables<V>::kTanhShift>(to_bits(a)), IntOf<V>(Tables<V>::kTanhLowest));
+  const V d = a - lookup<V>(Tables<V>::kTanh[0], cell);
+  return copysign(cell_polynomial<1>(Tables<V>::kTanh, cell, d), x);
 }
 
-}  // namespace lookup
+template <class V>
+FASTACT_FN V tanhshrink(V x) {
+  const V a = abs(x);
+  const IntOf<V> cell =
+      max(shift_right<Tables<V>::kTanhShift>(to_bits(min(V(9.015f), a))), IntOf<V>(Tables<V>::kTanhLowest));
+  const V d = a - lookup<V>(Tables<V>::kTanhshrink[0], cell);
+  V y = cell_polynomial<1>(Tables<V>::kTanhshrink, cell, d);
+  // In the first cell a^3 (1/3 - ...): three products, whose roundings would add up to 3 ULP, so
+  // that the first two are carried in two parts.
+  const V square = a * a;
+  const V factor = polynomial(Tables<V>::kTanhshrinkPolynomial, square);
+  const V product = square * factor;
+  const V lost = fma(fma(a, a, -square), factor, fma(square, factor, -product));
+  y = select(a < V(Tables<V>::kTanhshrinkFirst), fma(a, product, a * lost), y);
+  return copysign(select(a < V(9.01f), y, a - V(1)), x);
+}
+
+}  // namespace by_table
 
 // Max error: 1 ULP (float), 3 ULP (double).
 template <class V>
@@ -28,7 +45,7 @@ FASTACT_FN V tanh(V x) {
   if constexpr (kIsScalar<V>) {
     return library::tanh(x);
   } else if constexpr (kHasLookup<V>) {
-    return lookup::tanh(x);
+    return by_table::tanh(x);
   } else if constexpr (!kIsDouble<V>) {
     return narrow<V>(tanh(widen<Short>(x)));
   } else {
@@ -41,7 +58,9 @@ FASTACT_FN V tanh(V x) {
 // x - tanh(x). Max error: 2 ULP (float), 4 ULP (double).
 template <class V>
 FASTACT_FN V tanhshrink(V x) {
-  if constexpr (!kIsScalar<V> && !kIsDouble<V>) {
+  if constexpr (kHasLookup<V>) {
+    return by_table::tanhshrink(x);
+  } else if constexpr (!kIsScalar<V> && !kIsDouble<V>) {
     return narrow<V>(tanhshrink(widen<Short>(x)));
   } else {
     // The difference cancels for small x. There, tanh(x) = x / (1 + K) and x - tanh(x) =

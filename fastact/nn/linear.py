@@ -11,7 +11,9 @@ from fastact import _C
 from fastact.activations import REGISTRY, resolve, unknown_activation
 from fastact.nn import activations as modules
 
-_ROW_OF_MODULE = {getattr(torch.nn, row.module): row.name for row in REGISTRY.values()}
+_ROW_OF_MODULE = {
+    getattr(torch.nn, row.module): row.name for row in REGISTRY.values() if row.module
+}
 
 
 class FusedActivation:

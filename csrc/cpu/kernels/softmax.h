@@ -19,6 +19,12 @@ constexpr C negative_infinity() {
   return -static_cast<C>(__builtin_inf());
 }
 
+// log(sum) for a sum of at least exp(0) = 1.
+template <class C>
+FASTACT_FN C log_of_sum(C sum) {
+  return horizontal_max(log1p(Pack<Vec<C>, 1>(sum - C(1))));
+}
+
 // max() returns its second operand where either is NaN, so a NaN may be lost here; it then makes
 // the sum NaN.
 //
@@ -61,7 +67,7 @@ FASTACT_FN void softmax_row(const T* x, const T* mask, T* y, const SoftmaxArgume
   const C total = horizontal_sum(sum);
 
   const V inverse(C(1) / total);
-  const V offset = log1p(V(total - C(1)));  // total >= exp(0)
+  const V offset(a.log ? log_of_sum(total) : C(0));
   const auto result = [&](V z) { return a.log ? (z - largest) - offset : z * inverse; };
   for (int64_t i = 0; i < body; i += V::size) {
     result(V::load(scratch + i)).store(y + i);
@@ -126,7 +132,7 @@ FASTACT_FN void softmax_column_group(const T* x, T* y, int64_t stride, int count
     (a.log ? z : e).store(scratch + d * V::size);
   }
   const V inverse = V(C(1)) / sum;
-  const V offset = log1p(sum - V(C(1)));  // sum >= exp(0)
+  const V offset = a.log ? log1p(sum - V(C(1))) : sum;  // sum >= exp(0)
   for (int64_t d = 0; d < a.length; ++d) {
     const V v = V::load(scratch + d * V::size);
     const V r = a.log ? v - offset : v * inverse;

@@ -49,6 +49,8 @@ struct Vec<float> {
   using Mask = LaneMask<float>;
   static constexpr int size = 16;
   static constexpr bool has_lookup = true;
+  static constexpr int lookup_entries = 32;
+  static constexpr bool has_fma = true;
 
   __m512 v;
 
@@ -112,6 +114,8 @@ struct Vec<double> {
   using Mask = LaneMask<double>;
   static constexpr int size = 8;
   static constexpr bool has_lookup = false;
+  static constexpr int lookup_entries = 0;
+  static constexpr bool has_fma = true;
 
   __m512d v;
 
@@ -162,7 +166,14 @@ FASTACT_FN Vec<float> round(Vec<float> a) {
 // A fraction in n is rounded down.
 FASTACT_FN Vec<float> scale(Vec<float> a, Vec<float> n) { return _mm512_scalef_ps(a.v, n.v); }
 
-// Held to +-limit; NaN becomes +limit.
+// 2^n for n from -126 to 127, a fraction rounded down.
+FASTACT_FN Vec<float> power_of_two(Vec<float> n) {
+  return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v);
+}
+// a 2^n for a normal number |a| in [0.1, 120] and n <= 62, a fraction rounded down; 0 and
+// subnormal results, too.
+FASTACT_FN Vec<float> scale_down(Vec<float> a, Vec<float> n) { return scale(a, n); }
+// Held to +-limit; NaN becomes +-limit.
 FASTACT_FN Vec<float> hold(Vec<float> a, Vec<float> limit) {
   return _mm512_range_ps(a.v, limit.v, 2);
 }
@@ -194,14 +205,15 @@ FASTACT_FN V from_bits(Vec<int32_t> a) {
   return _mm512_castsi512_ps(a.v);
 }
 
-// table[index mod 16], table[index mod 32]; the table is aligned to 64 bytes.
-template <class V>
-FASTACT_FN V lookup16(const float* table, Vec<int32_t> index) {
-  return _mm512_permutexvar_ps(index.v, _mm512_load_ps(table));
-}
-template <class V>
-FASTACT_FN V lookup32(const float* table, Vec<int32_t> index) {
-  return _mm512_permutex2var_ps(_mm512_load_ps(table), index.v, _mm512_load_ps(table + 16));
+// table[index mod kEntries]; the table is aligned to 64 bytes.
+template <class V, int kEntries>
+FASTACT_FN V lookup(const float (&table)[kEntries], Vec<int32_t> index) {
+  static_assert(kEntries == 16 || kEntries == 32, "one register or two");
+  if constexpr (kEntries == 16) {
+    return _mm512_permutexvar_ps(index.v, _mm512_load_ps(table));
+  } else {
+    return _mm512_permutex2var_ps(_mm512_load_ps(table), index.v, _mm512_load_ps(table + 16));
+  }
 }
 
 FASTACT_FN float horizontal_sum(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }

@@ -41,6 +41,8 @@ struct Pack {
   using Mask = MaskPack<typename V::Mask, U>;
   static constexpr int size = U * V::size;
   static constexpr bool has_lookup = V::has_lookup;
+  static constexpr int lookup_entries = V::lookup_entries;
+  static constexpr bool has_fma = V::has_fma;
 
   V part[U];
 
@@ -133,6 +135,7 @@ constexpr bool kIsShort<Pack<V, U, Short>> = true;
 FASTACT_PACK_1(operator-)
 FASTACT_PACK_1(abs)
 FASTACT_PACK_1(round)
+FASTACT_PACK_1(power_of_two)
 FASTACT_PACK_2(operator+)
 FASTACT_PACK_2(operator-)
 FASTACT_PACK_2(operator*)
@@ -141,6 +144,7 @@ FASTACT_PACK_2(min)
 FASTACT_PACK_2(max)
 FASTACT_PACK_2(copysign)
 FASTACT_PACK_2(scale)
+FASTACT_PACK_2(scale_down)
 FASTACT_PACK_2(hold)
 FASTACT_PACK_3(fma)
 FASTACT_PACK_3(fnma)
@@ -214,16 +218,10 @@ FASTACT_FN IntPack<I, U> shift_right(IntPack<I, U> a) {
   return r;
 }
 
-template <class W, class I, int U>
-FASTACT_FN W lookup16(const float* table, IntPack<I, U> index) {
+template <class W, int kEntries, class I, int U>
+FASTACT_FN W lookup(const float (&table)[kEntries], IntPack<I, U> index) {
   W r;
-  FASTACT_EACH = lookup16<typename W::Part>(table, index.part[u]);
-  return r;
-}
-template <class W, class I, int U>
-FASTACT_FN W lookup32(const float* table, IntPack<I, U> index) {
-  W r;
-  FASTACT_EACH = lookup32<typename W::Part>(table, index.part[u]);
+  FASTACT_EACH = lookup<typename W::Part>(table, index.part[u]);
   return r;
 }
 

@@ -66,6 +66,8 @@ struct Vec<float> {
   using Mask = LaneMask<float>;
   static constexpr int size = 4;
   static constexpr bool has_lookup = false;
+  static constexpr int lookup_entries = 0;
+  static constexpr bool has_fma = false;
 
   lanes::Float v;
 
@@ -162,6 +164,8 @@ struct Vec<double> {
   using Mask = LaneMask<double>;
   static constexpr int size = 2;
   static constexpr bool has_lookup = false;
+  static constexpr int lookup_entries = 0;
+  static constexpr bool has_fma = false;
 
   lanes::Double v;
 

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: the case table, and measures of error."""

@@ -1,0 +1,763 @@
+"""``python -m fastact.testing.accuracy`` measures the error of every activation and its gradient.
+
+Each runs over all 2^32 float32 inputs and all 65,536 of bfloat16 and float16, through the very
+operators that users call, against float64 (``Activation.exact``). Without options the figures go
+into docs/accuracy.md, one section an instruction set; ``--check`` fails when one of them has grown.
+
+What must equal PyTorch bit for bit (``ulp=0`` in the registry) is compared with PyTorch in float32.
+A gradient is measured as a function of (incoming gradient, saved tensor), with saved tensors that
+the forward produced. At an infinite input where PyTorch's formula is infinity times zero, the truth
+is the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastact.testing.cases import CASES, DEFAULT_CASES, Case
+from fastact.testing.ulp import ulp_error
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+
+# The promises that are not in the registry, in ULP.
+BOUND_16_BIT = 0.51
+BOUND_GRADIENT = 4.0
+
+CHUNK = 1 << 17  # inputs at a time: a float64 temporary is 1 MiB, and stays in the cache
+STRIDE_OF_PYTORCH = 997  # PyTorch's own figures come from every 997th input
+
+
+# What is measured: every row whose elements have nothing to do with each other.
+_FAMILIES = ("unary", "prelu")
+ELEMENTWISE = [case for case in CASES if case.row.family in _FAMILIES]
+MEASURED = [case for case in DEFAULT_CASES if case.row.family in _FAMILIES]
+
+# ---- operators ---------------------------------------------------------------------------------
+
+
+def forward(case: Case, x: Tensor) -> Tensor:
+    """The forward operator of fastact."""
+    return case.row.operator(x, *case.tensors(x), *case.values)
+
+
+def backward(case: Case, grad: Tensor, saved: Tensor) -> Tensor:
+    """The backward operator of fastact: the gradient of the input."""
+    operator = getattr(torch.ops.fastact, case.row.name + "_backward")
+    result = operator(grad, saved, *case.tensors(saved), *case.values)
+    return result[0] if isinstance(result, tuple) else result
+
+
+_saves_output: dict[str, bool] = {}
+
+
+def saves_output(case: Case) -> bool:
+    """Whether backward reads the output rather than the input."""
+    if str(case) not in _saves_output:
+        _saves_output[str(case)] = _ask_what_is_saved(case)
+    return _saves_output[str(case)]
+
+
+def _ask_what_is_saved(case: Case) -> bool:
+    kept: list[Tensor] = []
+    x = torch.ones(1, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        y = forward(case, x)
+    return kept[0].data_ptr() == y.data_ptr()
+
+
+@dataclass(frozen=True)
+class AlongDimension:
+    """Operators that run along a dimension, by one signature.
+
+    Attributes:
+        forward: of (input, dim).
+        backward: of (grad, saved, dim).
+        reads_output: whether what backward reads is the output rather than the input.
+    """
+
+    name: str
+    forward: Callable[[Tensor, int], Tensor]
+    backward: Callable[[Tensor, Tensor, int], Tensor]
+    reads_output: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _gated(name: str) -> AlongDimension:
+    operators = (getattr(torch.ops.fastact, name + suffix) for suffix in ("", "_backward"))
+    return AlongDimension(name, *operators)
+
+
+def _softmax(name: str, operator: str, *scale: float) -> AlongDimension:
+    ops = torch.ops.fastact
+    return AlongDimension(
+        name,
+        lambda x, dim: getattr(ops, operator)(x, dim, *scale),
+        lambda grad, y, dim: getattr(ops, operator + "_backward")(grad, y, dim, *scale),
+        reads_output=True,
+    )
+
+
+ALONG_DIMENSION = [
+    _softmax("softmax", "softmax", 1.0),
+    _softmax("softmin", "softmax", -1.0),
+    _softmax("log_softmax", "log_softmax"),
+    *map(_gated, ("glu", "swiglu", "geglu", "reglu")),
+]
+
+
+def twin(case: Case, x: Tensor) -> Tensor:
+    """PyTorch's result."""
+    return _in_whole_vectors(case, lambda x: case.twin(x, *case.tensors(x)), x)
+
+
+def twin_gradient(case: Case, grad: Tensor, x: Tensor) -> Tensor:
+    """PyTorch's gradient of the input."""
+
+    def differentiated(grad: Tensor, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(case.twin(x, *case.tensors(x)), x, grad)[0]
+
+    return _in_whole_vectors(case, differentiated, grad, x)
+
+
+def _in_whole_vectors(case: Case, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """What PyTorch's vector code computes. In a tail, and for strided tensors, it runs scalar code,
+    which gives zeros another sign and gradients at NaN another value."""
+    shape, count = tensors[0].shape, tensors[0].numel()
+    dense = all(t.is_contiguous() for t in tensors)
+    if case.row.family != "unary" or (dense and count % 64 == 0):
+        return function(*tensors)
+    padded = (torch.nn.functional.pad(t.flatten(), (0, -count % 64)) for t in tensors)
+    return function(*padded)[:count].view(shape)
+
+
+# ---- truths ------------------------------------------------------------------------------------
+
+
+def exact(case: Case, x: Tensor, tensors: Sequence[Tensor] | None = None) -> Tensor:
+    """The result in float64, differentiable. ``tensors`` are by default those for an input x."""
+    function = case.row.truth or case.row.reference
+    tensors = case.tensors(x) if tensors is None else tensors
+    return function(x.double(), *(t.double() for t in tensors), **case.keywords)
+
+
+def truth_of(case: Case, x: Tensor) -> Tensor:
+    """The result in float64; at infinities where PyTorch's is NaN, the limit, unless the activation
+    must equal PyTorch."""
+    return _with_limits(case, functools.partial(exact, case), x)
+
+
+def _with_limits(case: Case, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    value = function(x)
+    # One pass tells whether anything needs a closer look.
+    if case.row.ulp > 0 and not torch.isfinite(value.sum()):
+        undefined = value.isnan() & x.isinf()
+        if undefined.any():
+            largest = torch.finfo(x.dtype).max
+            value[undefined] = function(x[undefined].clamp(-largest, largest))
+    return value
+
+
+def _elu(y: Tensor, scale: float, scale_alpha: float, steepness: float) -> Tensor:
+    return torch.where(y > 0, scale, steepness * (y + scale_alpha))
+
+
+# The derivative as a function of the saved output.
+_FROM_OUTPUT: Mapping[str, Callable[..., Tensor]] = {
+    "elu": lambda y, alpha: _elu(y, 1.0, alpha, 1.0),
+    "celu": lambda y, alpha: _elu(y, 1.0, alpha, 1 / alpha),
+    "selu": lambda y: _elu(y, 1.0507009873554805, 1.0507009873554805 * 1.6732632423543772, 1.0),
+    "sigmoid": lambda y: y * (1 - y),
+    "logsigmoid": lambda y: -torch.expm1(y),
+    "tanh": lambda y: (1 - y) * (1 + y),
+}
+# The derivative as a function of the input, where autograd of the exact form cancels or overflows.
+_FROM_INPUT: Mapping[str, Callable[..., Tensor]] = {
+    "elu": lambda x, alpha: torch.where(x > 0, 1.0, alpha * torch.exp(x)),
+    # PyTorch rounds 1 / alpha to float32 here.
+    "celu": lambda x, alpha: torch.where(x > 0, 1.0, torch.exp(x / alpha)),
+    "softsign": lambda x: (1 + x.abs()).square().reciprocal(),
+    "tanhshrink": lambda x: torch.tanh(x).square(),
+}
+
+
+def derivative(case: Case, saved: Tensor) -> Tensor | None:
+    """The derivative in float64 as a function of what backward reads; None where that is an output
+    and no formula is known (the gradient is then measured end to end alone)."""
+    name, wide = case.row.name, saved.double()
+    if saves_output(case):
+        formula = _FROM_OUTPUT.get(name)
+        return formula and formula(wide, *case.values)
+    if name in _FROM_INPUT:
+        return _FROM_INPUT[name](wide, *case.values)
+
+    return _with_limits(case, functools.partial(_differentiated, case), saved)
+
+
+def _differentiated(case: Case, x: Tensor) -> Tensor:
+    tensors = case.tensors(x)
+    with torch.enable_grad():
+        x = x.double().requires_grad_()
+        return torch.autograd.grad(exact(case, x, tensors).sum(), x)[0]
+
+
+# ---- inputs ------------------------------------------------------------------------------------
+
+
+def chunks_of(dtype: torch.dtype, stride: int = 1) -> list[range]:
+    """Every ``stride``-th bit pattern of the dtype, in chunks."""
+    patterns, step = 1 << torch.finfo(dtype).bits, CHUNK * stride
+    return [range(i, min(i + step, patterns), stride) for i in range(0, patterns, step)]
+
+
+def inputs_of(chunk: range, dtype: torch.dtype) -> Tensor:
+    """The numbers that have these bit patterns."""
+    patterns = torch.arange(chunk.start, chunk.stop, chunk.step)
+    return patterns.to(INTEGERS[dtype]).view(dtype)  # the conversion keeps the low bits
+
+
+# Where formulas change branch, saturate, vanish or overflow; roots of derivatives.
+# fmt: off
+_EDGES = (
+    0.0, 2.0**-126, 2.0**-24, 2.0**-14, 2.0**-12, 2.0**-6, 0.2, 0.35, 0.5, 0.7518, 1.0, 1.1924,
+    1.2784, 1.5, 2.0, 3.0, 5.0, 6.0, 8.0, 9.01, 10.0, 13.0, 14.5, 16.6, 17.33, 18.7, 20.0, 25.0,
+    38.9, 40.0, 60.0, 80.0, 87.34, 88.03, 88.72, 97.0, 103.28, 103.97, 110.0, 200.0, 745.0,
+    2.0**24, 2.0**30, 2.0**60, 65504.0,
+)
+# fmt: on
+
+
+def special_inputs(dtype: torch.dtype) -> Tensor:
+    """Both signs of: 33 neighbours of each edge, the smallest and the largest numbers, all numbers
+    of 16 bits, infinity, quiet and signalling NaN."""
+    integer = INTEGERS[dtype]
+    edges = torch.tensor(_EDGES, dtype=torch.float64).to(dtype).view(integer).long()
+    infinity = torch.tensor(math.inf, dtype=dtype).view(integer).long()
+    near = torch.arange(-16, 17)
+    quiet_bit = 1 << -math.frexp(torch.finfo(dtype).eps)[1]
+    # Every bfloat16 and float16 number, with its neighbours: bounds of tables are such numbers.
+    shorter = [inputs_of(range(1 << 15), kind) for kind in (torch.bfloat16, torch.float16)]
+    short = torch.cat(shorter).nan_to_num(0, 0).to(dtype).view(integer).long()
+    patterns = torch.cat(
+        [
+            (edges[:, None] + near).flatten(),
+            (short[:, None] + torch.arange(-1, 2)).flatten(),
+            torch.arange(33),
+            infinity - torch.arange(33),
+            infinity + torch.tensor([1, quiet_bit, quiet_bit + 1, 2 * quiet_bit - 1]),
+        ]
+    )
+    patterns = patterns[(patterns >= 0) & (patterns < infinity + 2 * quiet_bit)].unique()
+    sign = 1 << (torch.finfo(dtype).bits - 1)
+    return torch.cat([patterns, patterns + sign]).to(integer).view(dtype)
+
+
+# ---- measuring ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Maximum:
+    """The largest error so far and the input that has it."""
+
+    error: float = 0.0
+    at: float = math.nan
+
+    def add(self, errors: Tensor, x: Tensor) -> None:
+        largest = errors.max().item() if errors.numel() else 0.0
+        if largest > self.error:
+            self.error, self.at = largest, x.flatten()[errors.argmax()].item()
+
+    def join(self, other: Maximum) -> None:
+        if other.error > self.error:
+            self.error, self.at = other.error, other.at
+
+
+@dataclass
+class Errors:
+    """What a sweep found, in ULP; ``different`` counts results unlike PyTorch's bits.
+
+    Attributes:
+        forward: of the output.
+        gradient: of the gradient as a function of (incoming gradient, saved tensor).
+        end_to_end: of the gradient as a function of the input, where backward reads the output:
+            absolute, in ulps of 1.
+    """
+
+    forward: Maximum = field(default_factory=Maximum)
+    gradient: Maximum = field(default_factory=Maximum)
+    end_to_end: Maximum = field(default_factory=Maximum)
+
+    def join(self, other: Errors) -> None:
+        self.forward.join(other.forward)
+        self.gradient.join(other.gradient)
+        self.end_to_end.join(other.end_to_end)
+
+
+def differing_bits(a: Tensor, b: Tensor) -> Tensor:
+    """1.0 where the bits differ, else 0.0; all NaN are alike."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    if torch.equal(a.view(integer), b.view(integer)):
+        return torch.zeros(a.shape)
+    different = a.view(integer) != b.view(integer)
+    return (different & ~(a.isnan() & b.isnan())).double()
+
+
+@functools.cache
+def incoming_gradient(dtype: torch.dtype) -> Tensor:
+    """Both signs, every size within a few binades, long significands; a chunk of them."""
+    generator = torch.Generator().manual_seed(20261122)
+    return torch.randn(CHUNK, generator=generator).clamp_(-3, 3).to(dtype)
+
+
+def compared_bitwise(case: Case, dtype: torch.dtype) -> bool:
+    return case.row.ulp == 0 and dtype in (torch.float32, torch.float64)
+
+
+def errors_of(case: Case, x: Tensor, grad: Tensor) -> Errors:
+    """The errors of fastact at the inputs x, for the incoming gradient grad."""
+    errors = Errors()
+    y = forward(case, x)
+    saved = y if saves_output(case) else x
+    dx = backward(case, grad, saved)
+    if compared_bitwise(case, x.dtype):
+        errors.forward.add(differing_bits(y, twin(case, x)), x)
+        errors.gradient.add(differing_bits(dx, twin_gradient(case, grad, x)), x)
+    else:
+        errors.forward.add(ulp_error(y, truth_of(case, x)), x)
+        slope = derivative(case, saved)
+        if slope is not None:
+            error = ulp_error(dx, slope.mul_(grad))
+            errors.gradient.add(_without_nan_inputs(error, x), x)
+    return errors
+
+
+def end_to_end_errors_of(case: Case, x: Tensor, grad: Tensor) -> Errors:
+    """The error of fastact's gradient as a function of the input, where it is another function."""
+    errors = Errors()
+    if saves_output(case):
+        _add_end_to_end(errors, case, x, backward(case, torch.ones_like(x), forward(case, x)))
+    return errors
+
+
+def errors_of_twin(case: Case, x: Tensor, grad: Tensor) -> Errors:
+    """The errors of PyTorch at the finite ones of the inputs x."""
+    finite = x.isfinite()
+    x, grad = x[finite], grad[finite]
+    errors = Errors()
+    errors.forward.add(ulp_error(twin(case, x), truth_of(case, x)), x)
+    if saves_output(case):
+        _add_end_to_end(errors, case, x, twin_gradient(case, torch.ones_like(x), x))
+    else:
+        truth = derivative(case, x).mul_(grad)
+        errors.gradient.add(ulp_error(twin_gradient(case, grad, x), truth), x)
+    return errors
+
+
+def _add_end_to_end(errors: Errors, case: Case, x: Tensor, slope: Tensor) -> None:
+    # As a function of the exact output, with an absolute error of about 2^-53.
+    truth = derivative(case, truth_of(case, x))
+    if truth is not None:
+        error = (slope.double() - truth).abs_().div_(torch.finfo(x.dtype).eps)
+        error = _without_nan_inputs(error, x)
+        errors.end_to_end.add(error.masked_fill_(error.isnan(), torch.inf), x)
+
+
+def _without_nan_inputs(error: Tensor, x: Tensor) -> Tensor:
+    """A NaN input has no gradient."""
+    return error.masked_fill_(x.isnan(), 0.0) if torch.isnan(x.sum()) else error
+
+
+def sweep(
+    measure: Callable[[Case, Tensor, Tensor], Errors],
+    case: Case,
+    dtype: torch.dtype,
+    stride: int = 1,
+    on_progress: Callable[[int], None] = lambda inputs: None,
+    pool: ThreadPoolExecutor | None = None,
+) -> Errors:
+    """``measure`` over every ``stride``-th input, and the special ones.
+
+    ``on_progress`` is told how many bit patterns are done. ``pool`` takes the chunks in parallel:
+    its threads should have one thread of PyTorch each.
+    """
+    total, lock = Errors(), threading.Lock()
+    saves_output(case)  # asked once, not by several threads at a time
+
+    def measure_chunk(chunk: range | Tensor) -> None:
+        x = inputs_of(chunk, dtype) if isinstance(chunk, range) else chunk
+        errors = measure(case, x, incoming_gradient(dtype)[: x.numel()])
+        with lock:
+            total.join(errors)
+            on_progress(len(chunk) * stride if isinstance(chunk, range) else 0)
+
+    chunks = [*special_inputs(dtype).split(CHUNK), *chunks_of(dtype, stride)]
+    for _ in (pool.map if pool else map)(measure_chunk, chunks):
+        pass
+    return total
+
+
+# ---- bounds ------------------------------------------------------------------------------------
+
+
+def bounds_of(case: Case, dtype: torch.dtype) -> tuple[float, float]:
+    """The largest errors allowed, of the output and of the gradient."""
+    if compared_bitwise(case, dtype):
+        return 0.0, 0.0
+    return case.row.ulp if dtype == torch.float32 else BOUND_16_BIT, BOUND_GRADIENT
+
+
+def violations(
+    case: Case, dtype: torch.dtype, errors: Errors, of_pytorch: Errors | None = None
+) -> list[str]:
+    """What is above its bound, a line each."""
+    forward_bound, gradient_bound = bounds_of(case, dtype)
+    checks = [
+        ("output", errors.forward, forward_bound),
+        ("gradient", errors.gradient, gradient_bound),
+    ]
+    if of_pytorch is not None and dtype == torch.float32:
+        bound = of_pytorch.end_to_end.error + 1
+        checks.append(("gradient end to end", errors.end_to_end, bound))
+    return [
+        f"{case.row.name} {name_of(dtype)}: {what}: error {found.error:.4g} at x = {found.at!r}, "
+        f"allowed {bound:.4g}"
+        for what, found, bound in checks
+        if found.error > bound
+    ]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Table:
+    """Text in rows and columns; the first column names the activation."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join([f"### {self.title}", "", *(f"| {' | '.join(x)} |" for x in lines), ""])
+
+    def print(self) -> None:
+        try:
+            from rich.console import Console
+            from rich.table import Table as RichTable
+        except ModuleNotFoundError:
+            print(self.markdown())
+            return
+        table = RichTable(title=self.title)
+        for name in self.header:
+            table.add_column(name, justify="left" if name == self.header[0] else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        # Wide enough for every column where the output is a file.
+        console = Console()
+        (console if console.is_terminal else Console(width=200)).print(table)
+
+
+# The columns with fastact's own figures: what --check compares.
+_OURS = (*map(name_of, DTYPES), "fastact")
+
+
+@dataclass
+class Result:
+    """What was measured of one case: fastact in each dtype, PyTorch in float32."""
+
+    case: Case
+    errors: dict[torch.dtype, Errors] = field(default_factory=dict)
+    of_pytorch: Errors | None = None
+
+    def violations(self) -> list[str]:
+        return [
+            line
+            for dtype, errors in self.errors.items()
+            for line in violations(self.case, dtype, errors, self.of_pytorch)
+        ]
+
+
+def tables_of(results: Iterable[Result]) -> list[Table]:
+    """The figures as three tables: outputs, gradients, gradients end to end."""
+    figures = ["float32", "at x =", "bound", "PyTorch", "at x =", "bfloat16", "float16"]
+    outputs = Table("Outputs (ULP)", ["activation", *figures, "result"])
+    gradients = Table("Gradients (ULP)", ["activation", "reads", *figures, "result"])
+    ends = Table(
+        "Gradients as functions of the input, where backward reads the output (ulps of 1, float32)",
+        ["activation", "fastact", "at x =", "PyTorch", "at x ="],
+    )
+    for result in results:
+        case, name = result.case, result.case.row.name
+        verdict = "FAIL" if result.violations() else "pass"
+        reads = "output" if saves_output(case) else "input"
+        outputs.rows.append([name, *_figures(result, "forward"), verdict])
+        gradients.rows.append([name, reads, *_figures(result, "gradient"), verdict])
+        mine, theirs = result.errors.get(torch.float32), result.of_pytorch
+        if mine and theirs and theirs.end_to_end.error:
+            ends.rows.append([name, *_shown(mine.end_to_end), *_shown(theirs.end_to_end)])
+    return [table for table in (outputs, gradients, ends) if table.rows]
+
+
+def _figures(result: Result, kind: str) -> list[str]:
+    case, theirs = result.case, result.of_pytorch
+    cells = {
+        dtype: _shown(getattr(errors, kind), compared_bitwise(case, dtype))
+        for dtype, errors in result.errors.items()
+    }
+    bound = bounds_of(case, torch.float32)[kind == "gradient"]
+    comparable = theirs and not (kind == "gradient" and saves_output(case))
+    return [
+        *cells.get(torch.float32, ["", ""]),
+        f"{bound:.1f}" if bound else "equal",
+        *(_shown(getattr(theirs, kind)) if comparable else ["", ""]),
+        cells.get(torch.bfloat16, [""])[0],
+        cells.get(torch.float16, [""])[0],
+    ]
+
+
+def _shown(found: Maximum, bitwise: bool = False) -> list[str]:
+    """An error, rounded up so that no smaller one than measured is stated, and its input."""
+    at = f"{found.at:.9g}" if found.error else ""
+    if bitwise:
+        return ["differs" if found.error else "equal", at]
+    if found.error < 1000:
+        return [f"{math.ceil(found.error * 1000) / 1000:.3f}", at]
+    return [f"{found.error:.1e}", at]
+
+
+def _value(text: str) -> float:
+    """The inverse of _shown()."""
+    words = {"equal": 0.0, "differs": math.inf}
+    return words[text] if text in words else float(text)
+
+
+# ---- the document ------------------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "accuracy.md"
+
+_INTRODUCTION = """\
+# Accuracy
+
+Made by `python -m fastact.testing.accuracy` (`make accuracy`), which measures again and replaces
+the section of its instruction set; `--check` fails when a figure has grown. Do not edit.
+
+Every figure is a maximum over **all** 2^32 float32 inputs, or all 65,536 bfloat16 or float16
+inputs, infinities and subnormal numbers included, at the default parameters (PReLU: weight 0.25),
+rounded up. The unit is the ULP, the distance of the dtype's numbers at the exact value: a correctly
+rounded result has at most 0.5. The exact value comes from float64. PyTorch's own figures are for
+float32, from every 997th finite input, so that the true ones are at least as large.
+
+- *equal*: the same bits as PyTorch's at every input (all NaN count as alike).
+- bfloat16 and float16 outputs are bounded by 0.51 ULP, gradients by 4 ULP in every dtype.
+- *Gradients* are functions of the incoming gradient (here random numbers) and of the tensor that
+  backward reads: the input or, where that determines the derivative, the output. As functions of
+  the input (the last table) those that read the output also carry the output's rounding error:
+  where an output saturates, the derivative is a small difference of larger numbers. Its absolute
+  error stays within one ulp of 1 of PyTorch's. Both come from every 997th input.
+- At a NaN input outputs are NaN; gradients there are compared where they must equal PyTorch's.
+- At an infinite input where PyTorch's formula is infinity times zero, and its result NaN, fastact
+  gives the limit: `silu(-inf)` is 0.
+- float64 is not swept: `tests/test_numerics.py` compares samples with 200-bit arithmetic.
+"""
+
+
+def read_sections(document: Path) -> dict[str, str]:
+    """The sections of the document by instruction set."""
+    if not document.exists():
+        return {}
+    parts = re.split(r"^## (.+)$", document.read_text(), flags=re.MULTILINE)[1:]
+    return {title: text.strip("\n") for title, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def write_section(document: Path, title: str, text: str) -> None:
+    sections = read_sections(document) | {title: text.strip("\n")}
+    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sorted(sections.items()))
+    document.write_text(f"{_INTRODUCTION}\n{body}")
+
+
+def section_of(tables: Iterable[Table], command: str) -> str:
+    facts = f"{_processor()}, PyTorch {torch.__version__}, {date.today()}, `{command}`."
+    return "\n".join([facts, "", *(table.markdown() for table in tables)])
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.exists() and re.findall(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M)
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def figures_in(section: str) -> dict[tuple[str, str, str], float]:
+    """(table, activation, column) to figure, of fastact's own columns."""
+    figures = {}
+    title, header = "", []
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("### "):
+            title, header = line[4:], []
+        elif not line.startswith("|") or set(line) <= set("|- "):
+            continue
+        elif not header:
+            header = cells
+        else:
+            for name, cell in zip(header, cells, strict=True):
+                if name in _OURS and cell:
+                    figures[title, cells[0], name] = _value(cell)
+    return figures
+
+
+def grown(tables: Iterable[Table], section: str) -> list[str]:
+    """What is larger in the tables than in the committed section, a line each."""
+    committed = figures_in(section)
+    measured = figures_in("\n".join(table.markdown() for table in tables))
+    return [
+        f"{name} ({title}, {column}): {value:g}, committed {committed[title, name, column]:g}"
+        for (title, name, column), value in measured.items()
+        if value > committed.get((title, name, column), math.inf)
+    ]
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def measure_all(cases: Sequence[Case], dtypes: Sequence[torch.dtype], stride: int) -> list[Result]:
+    """The errors of fastact, and those of PyTorch in float32."""
+    results = []
+    inputs = len(cases) * sum(1 << torch.finfo(dtype).bits for dtype in dtypes)
+    threads = torch.get_num_threads()
+    # One chunk a thread and nothing shared: a chunk's temporaries stay in that core's cache.
+    torch.set_num_threads(1)
+    try:
+        with (
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            _progress(inputs) as done,
+        ):
+            for case in cases:
+                result = Result(case)
+                results.append(result)
+                advance = functools.partial(done, case.row.name)
+                for dtype in dtypes:
+                    # Those of 16 bits are few enough to measure them all.
+                    step = stride if dtype == torch.float32 else 1
+                    result.errors[dtype] = sweep(errors_of, case, dtype, step, advance, pool)
+                if torch.float32 in dtypes and not compared_bitwise(case, torch.float32):
+                    step = max(stride, STRIDE_OF_PYTORCH)
+                    mine = sweep(end_to_end_errors_of, case, torch.float32, step, pool=pool)
+                    result.errors[torch.float32].join(mine)
+                    result.of_pytorch = sweep(errors_of_twin, case, torch.float32, step, pool=pool)
+    finally:
+        torch.set_num_threads(threads)
+    return results
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar, where there are a terminal and rich to draw it with."""
+    try:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ModuleNotFoundError:
+        yield lambda name, inputs: None
+        return
+    columns = (TextColumn("{task.description:12}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda name, inputs: progress.update(task, description=name, advance=inputs)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    names = [case.row.name for case in MEASURED]
+    parser = argparse.ArgumentParser(
+        prog="python -m fastact.testing.accuracy", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these alone")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=list(map(name_of, DTYPES)), help="these alone"
+    )
+    parser.add_argument("--stride", type=int, default=1, help="every n-th float32 input (1)")
+    parser.add_argument("--isa", nargs="+", help="run once for each of these values of FASTACT_ISA")
+    parser.add_argument("--check", action="store_true", help="fail where a figure has grown")
+    parser.add_argument(
+        "--write",
+        action=argparse.BooleanOptionalAction,
+        help="write the section of this instruction set (what a complete run does)",
+    )
+    parser.add_argument("--document", type=Path, default=DOCUMENT, help="docs/accuracy.md")
+    arguments = parser.parse_args(argv)
+    complete = not (arguments.only or arguments.dtype or arguments.stride > 1)
+    if arguments.write and not complete:
+        parser.error("--write needs a complete run: without --only, --dtype and --stride")
+    if arguments.write is None:
+        arguments.write = complete and not arguments.check and arguments.document.parent.is_dir()
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _arguments(argv)
+    if arguments.isa and arguments.isa != [os.environ.get("FASTACT_ISA")]:
+        # The instruction set is chosen when the library is loaded. The last --isa counts.
+        program = [sys.executable, "-m", "fastact.testing.accuracy"]
+        return max(
+            subprocess.run(
+                [*program, *argv, "--isa", isa], env=os.environ | {"FASTACT_ISA": isa}
+            ).returncode
+            for isa in arguments.isa
+        )
+    if not torch.ops.fastact.enabled():
+        sys.exit("FASTACT_DISABLE=1 leaves nothing to measure: unset it")
+
+    wanted = arguments.only or [case.row.name for case in MEASURED]
+    cases = [case for case in MEASURED if case.row.name in wanted]
+    dtypes = [dtype for dtype in DTYPES if name_of(dtype) in (arguments.dtype or _OURS)]
+    start = time.monotonic()
+    results = measure_all(cases, dtypes, arguments.stride)
+
+    isa = torch.ops.fastact.instruction_set()
+    tables = tables_of(results)
+    for table in tables:
+        table.print()
+    every = "all inputs" if arguments.stride == 1 else f"one float32 input in {arguments.stride}"
+    print(f"{isa}, {every}, {time.monotonic() - start:.0f} s")
+    problems = [line for result in results for line in result.violations()]
+    if arguments.check:
+        section = read_sections(arguments.document).get(isa)
+        if section is None:
+            problems.append(f"{arguments.document.name} has no section {isa}")
+        else:
+            problems += [f"grown: {line}" for line in grown(tables, section)]
+    if arguments.write:
+        command = " ".join(["python -m fastact.testing.accuracy", *argv])
+        write_section(arguments.document, isa, section_of(tables, command))
+        print(f"wrote {arguments.document}")
+    for line in problems:
+        print(line, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

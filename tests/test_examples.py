@@ -1,0 +1,55 @@
+"""Do the example programs run, and do they show what they claim?"""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name):
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "prelu", "tanh"])
+def test_digits_trains_alike(activation):
+    digits = load("digits")
+    reference, mine = digits.train(activation, epochs=5).values()
+    assert len(mine.losses) == 5 * 23
+    torch.testing.assert_close(
+        torch.tensor(mine.losses), torch.tensor(reference.losses), rtol=1e-4, atol=1e-5
+    )
+    assert mine.losses[-1] < 0.5 < 2 < mine.losses[0]
+    _, _, images, labels = digits.load_digits()
+    assert len(labels) == 360
+    assert mine.accuracy(images, labels) == reference.accuracy(images, labels) > 0.88
+
+
+def test_digits_prints_its_table():
+    pytest.importorskip("sklearn")
+    command = [sys.executable, EXAMPLES / "digits.py", "--activation", "prelu", "--epochs", "2"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    header, reference, mine, summary = finished.stdout.splitlines()
+    assert header.split() == ["first", "loss", "last", "loss", "accuracy", "epoch"]
+    for name, line in (("torch.nn", reference), ("fastact.nn", mine)):
+        assert re.fullmatch(rf"{name} +2\.\d+ +\d\.\d+ +\d\d\.\d\d% +\d+\.\d\d ms", line), line
+    assert reference.split()[1] == mine.split()[1]  # the first loss, to all digits shown
+    assert re.fullmatch(
+        r"losses differ by \d\.\de[-+]\d\d at most; \d+\.\d\d times as fast", summary
+    ), summary
+
+
+def test_every_example_is_tested():
+    examples = [path.stem for path in EXAMPLES.glob("*.py")]
+    assert examples
+    assert not [name for name in examples if f'"{name}' not in Path(__file__).read_text()]

@@ -1,0 +1,106 @@
+"""Does torch.export carry every operator, and run it elsewhere?"""
+
+import io
+
+import pytest
+import torch
+from torch.export import Dim, export
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fastact import functional, nn
+from fastact.testing.cases import (
+    DEFAULT_CASES,
+    FUSED_OF_EACH_KIND,
+    OF_EACH_KIND,
+    VARIED_CASES,
+    random_tensor,
+)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, case):
+        super().__init__()
+        self.function = case.function
+        for i, tensor in enumerate(case.tensors(torch.ones(1, 6))):
+            self.register_buffer(f"tensor{i}", tensor)
+
+    def forward(self, x):
+        return self.function(x * 2, *self.buffers())
+
+
+def _targets(program):
+    return [str(node.target) for node in program.graph.nodes]
+
+
+@pytest.mark.parametrize("case", VARIED_CASES, ids=str)
+def test_export(case):
+    """The graph holds fastact's operator, before and after decomposition, for any batch size."""
+    model = Wrapped(case)
+    shapes = ({0: Dim.DYNAMIC},)
+    program = export(model, (random_tensor([4, 6]),), dynamic_shapes=shapes, strict=False)
+    decomposed = program.run_decompositions()
+    x = random_tensor([7, 6])
+    for step in (program, decomposed):
+        assert f"fastact.{case.row.name}.default" in _targets(step)
+        torch.testing.assert_close(step.module()(x), case.twin(x * 2, *model.buffers()))
+
+
+@pytest.mark.parametrize("case", OF_EACH_KIND, ids=str)
+def test_strict_export(case):
+    model = Wrapped(case)
+    shapes = ({0: Dim.DYNAMIC},)
+    program = export(model, (random_tensor([4, 6]),), dynamic_shapes=shapes, strict=True)
+    x = random_tensor([7, 6])
+    torch.testing.assert_close(program.module()(x), case.twin(x * 2, *model.buffers()))
+
+
+@pytest.mark.parametrize("fused", FUSED_OF_EACH_KIND, ids=str)
+def test_export_of_linear(fused):
+    keywords = {"num_parameters": 4} if fused.learnable else fused.parameters
+    layer = nn.Linear(5, 4, activation=fused.name, **keywords)
+    shapes = {"input": {0: Dim.DYNAMIC}}
+    program = export(layer, (random_tensor([3, 5]),), dynamic_shapes=shapes, strict=False)
+    x = random_tensor([7, 5])
+    for step in (program, program.run_decompositions()):
+        assert "fastact.linear.default" in _targets(step)
+        torch.testing.assert_close(step.module()(x), layer(x))
+
+
+def test_a_saved_program():
+    model = torch.nn.Sequential(
+        nn.Linear(5, 4, activation="prelu"), nn.SiLU(), nn.Threshold(0.1, 2)
+    )
+    program = export(model, (random_tensor([3, 5]),), strict=False)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    x = random_tensor([3, 5])
+    torch.testing.assert_close(torch.export.load(buffer).module()(x), model(x))
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES, ids=str)
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx(case, mode):
+    """Forward and backward as a graph of operators."""
+
+    def gradient(x, *tensors):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(case.function(leaf, *tensors).sum(), leaf)[0]
+
+    x = case.smooth(4, 6)
+    graph = make_fx(gradient, tracing_mode=mode)(x, *case.tensors(x))
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert f"fastact.{case.row.name}_backward.default" in targets
+    x = case.smooth(4, 6)
+    leaf = x.clone().requires_grad_()
+    case.twin(leaf, *case.tensors(x)).sum().backward()
+    torch.testing.assert_close(graph(x, *case.tensors(x)), leaf.grad)
+
+
+def test_a_graph_shows_one_operator_per_call():
+    """Nothing of the implementation leaks into a traced graph."""
+    x, w = random_tensor([3, 4]), random_tensor([5, 4])
+    graph = make_fx(lambda x, w: functional.linear(x, w, activation="gelu"))(x, w)
+    calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert calls == ["fastact.linear.default"]

@@ -1,0 +1,310 @@
+"""Does every operator read and write exactly the elements of a tensor, wherever they lie?"""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastact
+from fastact.testing import accuracy
+from fastact.testing.accuracy import ALONG_DIMENSION, ELEMENTWISE, MEASURED
+from fastact.testing.cases import LAYOUTS, UNARY_CASES, assert_same_bits, pairs, random_tensor
+
+UNARY = [case for case in MEASURED if case.row.family == "unary"]
+PRELU = [case for case in ELEMENTWISE if case.row.family == "prelu"]
+
+
+def in_place(case, x):
+    return getattr(torch.ops.fastact, case.row.name + "_")(x, *case.values)
+
+
+def slope_gradient(case, grad, x):
+    return torch.ops.fastact.prelu_backward(grad, x, *case.tensors(x))[1]
+
+
+# ---- more elements than one thread takes -------------------------------------------------------
+
+# At least 250,000 elements; {name: (shape to make, what to make of it)}.
+LARGE = {
+    "contiguous": ((11, 23_001), lambda t: t),
+    "offset": ((250_007,), lambda t: t[5:]),
+    "transposed": ((601, 501), lambda t: t.t()),
+    "permuted": ((6, 50, 29, 31), lambda t: t.permute(2, 0, 3, 1)),
+    "channels last": ((3, 9, 99, 101), lambda t: t.contiguous(memory_format=torch.channels_last)),
+    "channels last 3-D": (
+        (2, 5, 9, 41, 71),
+        lambda t: t.contiguous(memory_format=torch.channels_last_3d),
+    ),
+    "slice of channels last": (
+        (3, 12, 99, 101),
+        lambda t: t.contiguous(memory_format=torch.channels_last)[:, 1:10],
+    ),
+    "column slice": ((701, 801), lambda t: t[:, 7:507]),
+    "step": ((601_003,), lambda t: t[1::2]),
+    "steps": ((301, 17, 201), lambda t: t[::2, ::2, 1::1]),
+    "expanded": ((501, 1, 101), lambda t: t.expand(501, 6, 101)),
+    "expanded scalar": ((), lambda t: t.expand(3, 90_001)),
+    "overlapping": ((250_100,), lambda t: t.as_strided((2500, 101), (100, 1))),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [*UNARY, *PRELU], ids=str)
+def test_large(case, dtype):
+    torch.set_num_threads(3)
+    for name, (shape, view) in LARGE.items():
+        x = view(random_tensor(shape, dtype))
+        y = accuracy.forward(case, x)
+        context = f"{case} {name}"
+        assert (y.shape, y.stride()) == (x.shape, torch.empty_like(x).stride()), context
+        dense, tensors = x.contiguous(), case.tensors(x)
+        assert_same_bits(y, accuracy.forward(case, dense), context)
+        grad = view(random_tensor(shape, dtype))
+        saved = y if accuracy.saves_output(case) else x
+        dx = accuracy.backward(case, grad, saved)
+        expected = accuracy.backward(case, grad.contiguous(), saved.contiguous())
+        assert_same_bits(dx, expected, context)
+        if tensors:
+            close = {"rtol": 1e-5, "atol": 1e-3} if dtype == torch.float32 else {}
+            torch.testing.assert_close(
+                slope_gradient(case, grad, x),
+                slope_gradient(case, grad.contiguous(), dense),
+                **close,
+            )
+
+
+# ---- pairs of layouts --------------------------------------------------------------------------
+
+SHAPE = (4, 6, 5, 7)
+SAME_SHAPE = {
+    "contiguous": lambda: random_tensor(SHAPE),
+    "channels last": lambda: random_tensor(SHAPE).contiguous(memory_format=torch.channels_last),
+    "permuted": lambda: random_tensor((5, 4, 7, 6)).permute(1, 3, 0, 2),
+    "slice": lambda: random_tensor((4, 9, 5, 12))[:, 2:8, :, 3:10],
+    "steps": lambda: random_tensor((8, 6, 15, 14))[::2, :, ::3, ::2],
+    "offset": lambda: random_tensor((843,))[3:].view(SHAPE),
+    "expanded": lambda: random_tensor((4, 1, 5, 1)).expand(SHAPE),
+    "scalar": lambda: random_tensor(()).expand(SHAPE),
+}
+
+
+@pytest.mark.parametrize("case", ELEMENTWISE, ids=str)
+def test_layouts_of_gradient_and_saved_tensor(case):
+    for one, other in itertools.product(SAME_SHAPE, repeat=2):
+        grad, saved = SAME_SHAPE[one](), SAME_SHAPE[other]()
+        expected = accuracy.backward(case, grad.contiguous(), saved.contiguous())
+        found = accuracy.backward(case, grad, saved)
+        assert_same_bits(found, expected, f"{case}: grad {one}, saved {other}")
+        assert found.stride() == torch.empty_like(saved).stride()
+        if case.row.family == "prelu":
+            torch.testing.assert_close(
+                slope_gradient(case, grad, saved),
+                slope_gradient(case, grad.contiguous(), saved.contiguous()),
+            )
+
+
+@pytest.mark.parametrize("dim", range(4))
+@pytest.mark.parametrize("operator", ALONG_DIMENSION, ids=str)
+def test_layouts_along_a_dimension(operator, dim):
+    """Another layout may sum in another order."""
+    if SHAPE[dim] % 2 and not operator.reads_output:
+        pytest.skip("the gated units halve the dimension")
+    for one, other in itertools.product(SAME_SHAPE, repeat=2):
+        x = SAME_SHAPE[one]()
+        y = operator.forward(x, dim)
+        expected = operator.forward(x.contiguous(), dim)
+        torch.testing.assert_close(y, expected, msg=lambda text, one=one: f"{one}: {text}")
+        saved = y if operator.reads_output else x
+        grad = SAME_SHAPE[other]().narrow(dim, 0, y.shape[dim])
+        torch.testing.assert_close(
+            operator.backward(grad, saved, dim),
+            operator.backward(grad.contiguous(), saved.contiguous(), dim),
+            msg=lambda text, one=one, other=other: f"grad {other}, input {one}: {text}",
+        )
+
+
+@pytest.mark.parametrize("case", UNARY_CASES, ids=str)
+def test_gradient_that_is_the_saved_tensor(case):
+    """The same memory twice, which both stay as they are."""
+    x = random_tensor((259,))
+    expected = accuracy.backward(case, x.clone(), x.clone())
+    before = x.clone()
+    assert_same_bits(accuracy.backward(case, x, x), expected, case)
+    assert_same_bits(x, before, case)
+
+
+# ---- nothing else is touched -------------------------------------------------------------------
+
+DENSE = [name for name in LAYOUTS if "expanded" not in name and name != "overlapping"]
+
+
+@pytest.mark.parametrize("case, dtype", pairs(UNARY, [torch.float32, torch.float16]))
+def test_in_place_writes_its_own_elements_alone(case, dtype):
+    for name in DENSE:
+        made = []
+
+        def new(shape, made=made):
+            made.append(random_tensor(shape, dtype))
+            return made[0]
+
+        x = LAYOUTS[name](new)
+        # Layouts that copy (channels last) have no gaps.
+        storage = torch.empty(0, dtype=dtype).set_(x.untyped_storage())
+        before, expected = storage.clone(), accuracy.forward(case, x)
+        mine = torch.zeros(storage.shape, dtype=torch.bool)
+        mine.as_strided(x.shape, x.stride(), x.storage_offset()).fill_(True)
+        result = in_place(case, x)
+        assert result is x
+        assert_same_bits(x, expected, f"{case} {name}")
+        assert_same_bits(storage[~mine], before[~mine], f"{case} {name}, outside")
+
+
+# Tensors of every size up to 130 that begin or end at a page nobody may touch.
+GUARDED = """
+import ctypes, mmap, sys
+import torch
+from fastact.testing import accuracy
+
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+def page_between_guards():
+    memory = mmap.mmap(-1, 3 * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (0, 2 * PAGE):
+        if libc.mprotect(ctypes.c_void_p(address + guard), PAGE, 0):
+            sys.exit("mprotect failed")
+    kept.append(memory)
+    return torch.frombuffer(memory, dtype=torch.uint8)[PAGE : 2 * PAGE]
+
+first, second = page_between_guards(), page_between_guards()
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    size = torch.empty(0, dtype=dtype).element_size()
+    for count in range(1, 131):
+        values = torch.linspace(-4, 4, count).to(dtype)
+        for start in (0, PAGE - count * size):
+            x, grad = (page[start : start + count * size].view(dtype) for page in (first, second))
+            for case in accuracy.ELEMENTWISE:
+                x.copy_(values)
+                grad.copy_(values)
+                if case.row.family == "unary":
+                    accuracy.forward(case, x)
+                    accuracy.backward(case, grad, x)
+                    getattr(torch.ops.fastact, case.row.name + "_")(x, *case.values)
+                else:  # each element has a slope of its own, in guarded memory too
+                    row = x.view(1, count)
+                    torch.ops.fastact.prelu(row, grad)
+                    torch.ops.fastact.prelu_backward(row, row, grad)
+                    torch.ops.fastact.prelu_backward(x, x, grad[:1])
+            for operator in accuracy.ALONG_DIMENSION:
+                if operator.reads_output or count % 2 == 0:
+                    for shape, dim in ((1, count), 1), ((count, 1), 0), ((2, count // 2), 0):
+                        if shape[0] * shape[1] != count:
+                            continue
+                        y = operator.forward(x.view(shape), dim)
+                        # The gradient lies in guarded memory, the saved output does not.
+                        g = grad[: y.numel()].view(y.shape)
+                        operator.backward(g, y if operator.reads_output else x.view(shape), dim)
+            if count == 1 and dtype == torch.float32 and start == 0:
+                print(torch.ops.fastact.instruction_set(), flush=True)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("isa", fastact.info()["instruction_sets"])
+def test_nothing_outside_is_read_or_written(isa):
+    """A stray access ends the process with a segmentation fault."""
+    finished = subprocess.run(
+        [sys.executable, "-c", GUARDED],
+        env=os.environ | {"FASTACT_ISA": isa},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if "expected one that this processor has" in finished.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.split() == [isa, "done"]
+
+
+# ---- more than 2^31 elements -------------------------------------------------------------------
+
+HUGE = 2**31 + 17
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+
+
+def check_ends(tensor, expected):
+    """The first and last elements, those around 2^31, and a few millions between."""
+    for start in (0, 2**30, 2**31 - 1000, HUGE - 1000):
+        assert torch.equal(tensor[start : start + 1000], expected(start, 1000).to(tensor.dtype))
+    sample = tensor[:: 2**10 - 1]
+    steps = torch.arange(len(sample)) * (2**10 - 1)
+    assert torch.equal(sample, expected(steps, None).to(tensor.dtype))
+
+
+def sawtooth(start, count):
+    """Element i is i mod 251 - 125."""
+    position = start if count is None else torch.arange(start, start + count)
+    return position % 251 - 125
+
+
+def fill(tensor):
+    period = (torch.arange(251 * 4096) % 251 - 125).to(tensor.dtype)
+    for start in range(0, len(tensor), len(period)):
+        part = tensor[start : start + len(period)]
+        part.copy_(period[: len(part)])
+
+
+@pytest.mark.slow
+def test_huge_in_place(two_threads):
+    x = torch.empty(HUGE, dtype=torch.bfloat16)
+    fill(x)
+    torch.ops.fastact.relu_(x)
+    check_ends(x, lambda start, count: sawtooth(start, count).clamp(min=0))
+
+
+@pytest.mark.slow
+def test_huge_forward_and_backward(two_threads):
+    x = torch.empty(HUGE, dtype=torch.bfloat16)
+    fill(x)
+    y = torch.ops.fastact.leaky_relu(x, 0.5)
+    check_ends(y, lambda s, n: torch.where(sawtooth(s, n) > 0, sawtooth(s, n), sawtooth(s, n) / 2))
+    del y
+    grad = torch.tensor(2.0, dtype=torch.bfloat16).expand(HUGE)
+    dx = torch.ops.fastact.relu_backward(grad, x)
+    check_ends(dx, lambda start, count: torch.where(sawtooth(start, count) > 0, 2, 0))
+
+
+@pytest.mark.slow
+def test_huge_strides(two_threads):
+    """Elements more than 2^31 apart, and rows that begin beyond."""
+    x = torch.empty(HUGE, dtype=torch.bfloat16)
+    fill(x)
+    far = x[:: 2**31]
+    assert torch.equal(torch.ops.fastact.relu(far), far.clamp(min=0))
+    rows = x.as_strided((3, 10), (2**30, 1), 1)
+    expected = rows.clamp(min=0)
+    assert torch.equal(torch.ops.fastact.relu(rows), expected)
+    torch.ops.fastact.relu_(rows)
+    assert torch.equal(rows, expected)
+
+
+@pytest.mark.slow
+def test_huge_prelu(two_threads):
+    x = torch.empty(HUGE - 17, dtype=torch.bfloat16)
+    fill(x)
+    weight = torch.tensor([0.5, 2.0], dtype=torch.bfloat16)
+    y = torch.ops.fastact.prelu(x.view(2**20, 2, 2**10), weight).view(-1)
+    for start in (0, 2**30, 2**31 - 2**10):
+        slope = weight[start // 2**10 % 2].item()
+        values = sawtooth(start, 1000).to(torch.bfloat16)
+        expected = torch.where(values > 0, values, values * slope)
+        assert torch.equal(y[start : start + 1000], expected)

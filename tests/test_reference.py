@@ -1,0 +1,219 @@
+"""Does every function compute what its PyTorch twin computes, whatever the input?"""
+
+import functools
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastact import functional
+from fastact.activations import REGISTRY
+from fastact.testing.cases import (
+    CASES,
+    DTYPES,
+    EXPECTED_SAMPLES,
+    LAYOUTS,
+    SIZES,
+    UNARY_CASES,
+    assert_like_twin,
+    op_infos,
+    pairs,
+    random_tensor,
+    special_values,
+)
+
+OTHER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int64, torch.complex64)
+
+
+@pytest.mark.parametrize("name, dtype", pairs(EXPECTED_SAMPLES, DTYPES))
+def test_samples(name, dtype):
+    """PyTorch's own reference inputs, and the same with a gap between the elements."""
+    count = 0
+    for info in op_infos(name):
+        for sample in info.reference_inputs("cpu", dtype):
+            _assert_like_twin(name, sample)
+            _assert_like_twin(name, sample.noncontiguous())
+            count += 1
+    assert count == EXPECTED_SAMPLES[name][1]
+
+
+def _assert_like_twin(name, sample):
+    kwargs = dict(sample.kwargs)
+    approximate = kwargs.pop("approximate", "none") if name == "gelu" else "none"
+    row = REGISTRY.get("gelu_tanh" if approximate == "tanh" else name)
+    if row and "dtype" not in kwargs:
+        assert_like_twin(row, sample.input, *sample.args, context=sample.summary(), **kwargs)
+    else:
+        torch.testing.assert_close(
+            getattr(functional, name)(sample.input, *sample.args, **kwargs),
+            getattr(F, name)(sample.input, *sample.args, **kwargs),
+            check_stride=True,
+        )
+
+
+@pytest.mark.parametrize("name", EXPECTED_SAMPLES)
+def test_generators_are_complete(name):
+    """The comparisons above prove nothing where PyTorch's generators have dried up."""
+    counts = [0, 0, 0]
+    for info in op_infos(name):
+        counts[0] += len(list(info.sample_inputs("cpu", torch.float32)))
+        counts[1] += len(list(info.reference_inputs("cpu", torch.float32)))
+        counts[2] += len(list(info.error_inputs("cpu"))) if info.error_inputs_func else 0
+    assert tuple(counts) == EXPECTED_SAMPLES[name]
+
+
+@pytest.mark.parametrize("case, dtype", pairs(CASES, DTYPES))
+def test_layouts(case, dtype):
+    for layout, make in LAYOUTS.items():
+        x = make(functools.partial(random_tensor, dtype=dtype))
+        if case.accepts(x):
+            case.assert_like_twin(x, layout)
+
+
+@pytest.mark.parametrize("case, dtype", pairs(CASES, DTYPES))
+def test_sizes(case, dtype):
+    """Every tail after whole vectors, at changing offsets from their alignment."""
+    data = random_tensor([max(SIZES) + 16], dtype)
+    for i, size in enumerate(SIZES):
+        offset = i % 17
+        x = data[offset : offset + size]
+        if case.accepts(x):
+            case.assert_like_twin(x, f"{size} at {offset}")
+
+
+@pytest.mark.parametrize("case, dtype", pairs(CASES, DTYPES))
+def test_special_values(case, dtype):
+    values = special_values(dtype)
+    # Inside a vector, in a tail, and alone.
+    for x in (values.repeat(3), values[:7], *values.reshape(-1, 1).unbind()):
+        if case.accepts(x):
+            case.assert_like_twin(x)
+
+
+@pytest.mark.parametrize("case, dtype", pairs(UNARY_CASES, OTHER_DTYPES))
+def test_other_dtypes(case, dtype):
+    """Integers, bools and complex numbers: what the twin computes, or the error that it raises."""
+    x = torch.tensor([[0, 1, 2], [3, 5, 100]]).to(dtype)
+    if dtype.is_signed:
+        x = torch.cat([x, -x])
+    try:
+        expected = case.twin(x)
+    except Exception as error:
+        with pytest.raises(type(error)):
+            case.function(x)
+    else:
+        torch.testing.assert_close(case.function(x), expected, equal_nan=True)
+
+
+# The twins that are builtins have no signature; these are the ones that PyTorch's documents state.
+DOCUMENTED = {
+    "prelu": lambda input, weight: None,
+    "gelu": lambda input, approximate="none": None,
+    "logsigmoid": lambda input: None,
+    "softplus": lambda input, beta=1, threshold=20: None,
+    "softshrink": lambda input, lambd=0.5: None,
+    "hardshrink": lambda input, lambd=0.5: None,
+    "linear": lambda input, weight, bias=None: None,
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED_SAMPLES)
+def test_signature(name):
+    twin = getattr(F, name)
+    expected = inspect.signature(DOCUMENTED.get(name, twin)).parameters
+    actual = dict(inspect.signature(getattr(functional, name)).parameters)
+    if name == "linear":
+        for added in ("activation", "slope", "params"):
+            del actual[added]
+    assert list(actual) == list(expected)
+    for parameter, theirs in expected.items():
+        assert actual[parameter].default == theirs.default, parameter
+        assert actual[parameter].kind == theirs.kind, parameter
+
+
+@pytest.mark.parametrize("case", UNARY_CASES, ids=str)
+def test_keyword_forms(case):
+    """Positional, by keyword, in another order, input by keyword too."""
+    x = random_tensor([3, 5])
+    function = getattr(functional, case.row.name, None)
+    if function is None:  # gelu_tanh: a form of gelu
+        return
+    expected = case.twin(x)
+    keywords = dict(reversed(case.keywords.items()))
+    forms = [
+        function(x, *case.values),
+        function(x, **keywords),
+        function(input=x, **keywords),
+    ]
+    if case.row.inplace:
+        forms += [
+            function(x, *case.values, False),
+            function(x.clone(), *case.values, True),
+            function(x.clone(), inplace=True, **keywords),
+        ]
+    for actual in forms:
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("case", [case for case in UNARY_CASES if case.values], ids=str)
+def test_parameters_of_other_types(case):
+    """An int, a bool, a NumPy number, a 0-dimensional tensor: as the twin takes them."""
+    np = pytest.importorskip("numpy")
+    x = random_tensor([3, 5])
+    function = public = getattr(functional, case.row.name)
+    for convert in (int, bool, np.float32, np.int64, torch.tensor):
+        values = [convert(value) for value in case.values]
+        try:
+            expected = case.row.reference(x, *values)
+        except Exception as error:
+            with pytest.raises(type(error)):
+                function(x, *values)
+        else:
+            torch.testing.assert_close(public(x, *values), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", UNARY_CASES, ids=str)
+def test_lazily_negated_inputs(case):
+    """A view with the negative bit holds the negated values only when resolved."""
+    x = random_tensor([4, 9], torch.float64)
+    torch.testing.assert_close(case.function(torch._neg_view(x)), case.twin(x.neg()))
+    imaginary = torch.complex(x, x).conj().imag
+    assert imaginary.is_neg()
+    torch.testing.assert_close(case.function(imaginary), case.twin(x.neg()))
+
+
+def _outcome(function, x):
+    try:
+        return function(x)
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("case", UNARY_CASES, ids=str)
+def test_other_layouts(case):
+    """Sparse, MKL-DNN and nested tensors: what the twin computes, or the error that it raises."""
+    x = random_tensor([4, 9])
+    nested = [random_tensor([3, 5]), random_tensor([2, 5])]
+    for other in (
+        x.relu().to_sparse(),
+        x.relu().to_sparse_csr(),
+        x.to_mkldnn(),
+        torch.nested.nested_tensor(nested),
+        torch.nested.nested_tensor(nested, layout=torch.jagged),
+    ):
+        expected, actual = _outcome(case.twin, other), _outcome(case.function, other)
+        if isinstance(expected, type):
+            assert actual is expected
+        else:
+            assert isinstance(actual, torch.Tensor), f"{other.layout}: raises {actual}"
+            assert (actual.layout, actual.is_nested) == (expected.layout, expected.is_nested)
+            torch.testing.assert_close(_dense(actual), _dense(expected))
+
+
+def _dense(tensor):
+    if tensor.is_nested:
+        return torch.cat([part.flatten() for part in tensor.unbind()])
+    return tensor.to_dense()

@@ -1,0 +1,216 @@
+"""Do tensors that are not plain ones (fake, meta, subclasses, under modes) come through?"""
+
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.utils.prune
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastact import functional, nn
+from fastact.testing.cases import (
+    CASES,
+    DEFAULT_CASES,
+    DTYPES,
+    FUSED_CASES,
+    LAYOUTS,
+    pairs,
+    random_tensor,
+    significant_strides,
+)
+
+
+class Plain(torch.Tensor):
+    """Follows torch.Tensor's own protocol and nothing else."""
+
+
+class Recorder(torch.Tensor):
+    """Notes what calls it."""
+
+    calls: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.calls.append(str(function))
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_subclass_is_kept(case):
+    x = random_tensor([4, 6])
+    y = case.function(x.as_subclass(Plain), *case.tensors(x))
+    assert type(y) is Plain
+    torch.testing.assert_close(y.as_subclass(torch.Tensor), case.twin(x, *case.tensors(x)))
+    leaf = x.as_subclass(Plain).requires_grad_()
+    case.function(leaf, *case.tensors(x)).sum().backward()
+    assert leaf.grad is not None
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_torch_function_sees_the_call(case):
+    x = random_tensor([4, 6])
+    Recorder.calls.clear()
+    case.function(x.as_subclass(Recorder), *case.tensors(x))
+    assert any(case.row.name in call for call in Recorder.calls), Recorder.calls
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES, ids=str)
+def test_torch_function_mode_sees_the_call(case):
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    x = random_tensor([4, 6])
+    with Mode():
+        y = case.function(x, *case.tensors(x))
+    assert any(case.row.name in call for call in seen), seen
+    torch.testing.assert_close(y, case.twin(x, *case.tensors(x)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_dispatch_mode_sees_one_operator(case):
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    x = random_tensor([4, 6])
+    leaves = [t.clone().requires_grad_() for t in (x, *case.tensors(x))]
+    with Mode():
+        y = case.function(*leaves)
+        # A saved output is detached, as in PyTorch.
+        assert [name for name in seen if name != "aten.detach.default"] == [
+            f"fastact.{case.row.name}.default"
+        ]
+        y.backward(torch.ones_like(y.detach()))
+    assert f"fastact.{case.row.name}_backward.default" in seen
+
+
+@pytest.mark.parametrize("fused", FUSED_CASES, ids=str)
+def test_dispatch_mode_sees_linear(fused):
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    x, w = random_tensor([4, 6]), random_tensor([5, 6])
+    learnable = {"slope": torch.rand(5)} if fused.learnable else {}
+    with Mode():
+        functional.linear(x, w, activation=fused.name, **fused.parameters, **learnable)
+    assert seen == ["fastact.linear.default"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_wrapper_subclass(case):
+    """TwoTensor: a subclass by __torch_dispatch__, forward and backward."""
+    a, b = random_tensor([4, 6]), random_tensor([4, 6])
+    x = TwoTensor(a.clone(), b.clone()).requires_grad_()
+    y = case.function(x, *case.tensors(a))
+    assert type(y) is TwoTensor
+    torch.testing.assert_close(y.a, case.twin(a, *case.tensors(a)))
+    torch.testing.assert_close(y.b, case.twin(b, *case.tensors(b)))
+    y.sum().backward()
+    for part, gradient in ((a, x.grad.a), (b, x.grad.b)):
+        leaf = part.clone().requires_grad_()
+        case.twin(leaf, *case.tensors(part)).sum().backward()
+        torch.testing.assert_close(gradient, leaf.grad)
+
+
+def test_wrapper_subclass_in_linear():
+    a, b, w = random_tensor([4, 6]), random_tensor([4, 6]), random_tensor([5, 6])
+    y = functional.linear(TwoTensor(a, b), w, activation="relu")
+    assert type(y) is TwoTensor
+    torch.testing.assert_close(y.b, torch.relu(torch.nn.functional.linear(b, w)))
+
+
+@pytest.mark.parametrize("case, dtype", pairs(CASES, DTYPES))
+def test_meta_tensors(case, dtype):
+    """The fake kernel promises what the real one does: shape, strides, dtype."""
+    for layout, make in LAYOUTS.items():
+        x = make(lambda shape: random_tensor(shape, dtype))
+        if not case.accepts(x):
+            continue
+        real = case.function(x, *case.tensors(x))
+        fake = torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="meta")
+        promised = case.function(fake, *case.tensors(fake))
+        assert promised.device.type == "meta"
+        assert (promised.shape, promised.dtype) == (real.shape, real.dtype), layout
+        assert significant_strides(promised) == significant_strides(real), layout
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_fake_tensors_keep_their_graph(case):
+    with FakeTensorMode():
+        x = torch.empty(4, 6, requires_grad=True)
+        y = case.function(x, *case.tensors(x))
+        assert y.requires_grad
+        y.sum().backward()
+        assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("fused", FUSED_CASES, ids=str)
+def test_meta_tensors_in_linear(fused):
+    for shape, weight, expected in (
+        ((3, 4), (5, 4), (3, 5)),
+        ((2, 3, 4), (5, 4), (2, 3, 5)),
+        ((0, 4), (5, 4), (0, 5)),
+    ):
+        x, w = torch.empty(shape, device="meta"), torch.empty(weight, device="meta")
+        slope = torch.empty(1, device="meta")
+        learnable = {"slope": slope} if fused.learnable else {}
+        y = functional.linear(x, w, activation=fused.name, **fused.parameters, **learnable)
+        assert (y.device.type, tuple(y.shape)) == ("meta", expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_inference_mode(case):
+    x = random_tensor([4, 6])
+    with torch.inference_mode():
+        inference = x.clone()
+        y = case.function(inference, *case.tensors(x))
+        assert y.is_inference()
+        torch.testing.assert_close(y, case.twin(x, *case.tensors(x)))
+    if case.row.family == "unary":
+        with pytest.raises(RuntimeError, match=r"[Ii]nference tensor"):
+            getattr(torch.ops.fastact, case.row.name + "_")(inference, *case.values)
+
+
+def test_parameters_are_plain_tensors():
+    """nn.Parameter and nn.Buffer are subclasses by class alone; they take the fast road."""
+    weight = torch.nn.Parameter(random_tensor([5, 6]))
+    x = random_tensor([4, 6])
+    y = functional.linear(x, weight, activation="relu")
+    assert type(y) is torch.Tensor
+    assert type(functional.relu(weight)) is torch.Tensor
+    assert type(functional.relu(torch.nn.Buffer(x))) is torch.Tensor
+
+
+def test_parametrized_weight():
+    """torch.nn.utils.parametrize puts a computed tensor in a parameter's place."""
+    layer = nn.Linear(6, 5, activation="tanh")
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    x = random_tensor([4, 6])
+    expected = torch.tanh(torch.nn.functional.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    assert layer.parametrizations.weight.original0.grad is not None
+
+
+def test_pruned_weight():
+    """torch.nn.utils.prune computes a weight before each call and stores it as an attribute."""
+    layer = nn.Linear(6, 5, activation="tanh")
+    torch.nn.utils.prune.random_unstructured(layer, "weight", amount=0.5)
+    x = random_tensor([4, 6])
+    expected = torch.tanh(torch.nn.functional.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x), expected)
+    assert (layer.weight == 0).sum() == 15
