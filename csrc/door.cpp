@@ -38,13 +38,22 @@ bool as_double(PyObject* object, double& value) {
   return false;
 }
 
+// f(), without the GIL where `self` is large. An error that does not name the operator gets its
+// name.
 template <class F>
-auto without_gil(const Tensor& self, const F& f) {
-  if (self.layout() == at::kStrided && !self.is_nested() && self.nbytes() >= kReleaseGilBytes) {
-    pybind11::gil_scoped_release release;
+auto run(const char* name, const Tensor& self, const F& f) {
+  try {
+    if (self.layout() == at::kStrided && !self.is_nested() && self.nbytes() >= kReleaseGilBytes) {
+      pybind11::gil_scoped_release release;
+      return f();
+    }
     return f();
+  } catch (c10::Error& error) {
+    if (error.msg().find(name) == std::string::npos) {
+      error.add_context(c10::str("in fastact.", name, "()"));
+    }
+    throw;
   }
-  return f();
 }
 
 // torch.ops.fastact.NAME, looked up once.
@@ -55,6 +64,13 @@ PyObject* overload_packet(const char* name) {
 
 PyObject* call_packet(PyObject* packet, PyObject* const* args, Py_ssize_t count) {
   PyErr_Clear();
+  if (count > 0 && !THPVariable_Check(args[0]) &&
+      !PyObject_HasAttrString(args[0], "__torch_function__")) {
+    const std::string name = pybind11::str(pybind11::handle(packet).attr("__name__"));
+    PyErr_Format(PyExc_TypeError, "fastact.%s(): input: expected a Tensor, got %s", name.c_str(),
+                 Py_TYPE(args[0])->tp_name);
+    return nullptr;
+  }
   PyObject* result = PyObject_Vectorcall(packet, args, count, nullptr);
   // PyTorch's functions raise TypeError for an argument of a wrong type, operators RuntimeError.
   if (!result && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
@@ -92,7 +108,7 @@ struct Unary<A, std::index_sequence<I...>> {
     }
     static const auto handle = find_operator<typename Schemas::Forward>(A::name);
     const Tensor& self = THPVariable_Unpack(args[0]);
-    return THPVariable_Wrap(without_gil(self, [&] { return handle.call(self, p[I]...); }));
+    return THPVariable_Wrap(run(A::name, self, [&] { return handle.call(self, p[I]...); }));
     END_HANDLE_TH_ERRORS
   }
 
@@ -105,7 +121,7 @@ struct Unary<A, std::index_sequence<I...>> {
     }
     static const auto handle = find_operator<typename Schemas::Inplace>(std::string(A::name) + "_");
     Tensor self = THPVariable_Unpack(args[0]);
-    without_gil(self, [&] { return handle.call(self, p[I]...); });
+    run(A::name, self, [&] { return handle.call(self, p[I]...); });
     return Py_NewRef(args[0]);
     END_HANDLE_TH_ERRORS
   }
@@ -120,7 +136,7 @@ PyObject* prelu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   static const auto handle = find_operator<Tensor(const Tensor&, const Tensor&)>("prelu");
   const Tensor& self = THPVariable_Unpack(args[0]);
   const Tensor& weight = THPVariable_Unpack(args[1]);
-  return THPVariable_Wrap(without_gil(self, [&] { return handle.call(self, weight); }));
+  return THPVariable_Wrap(run("prelu", self, [&] { return handle.call(self, weight); }));
   END_HANDLE_TH_ERRORS
 }
 
@@ -138,7 +154,7 @@ PyObject* gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
   static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>(kGatedUnits[unit]);
   const Tensor& self = THPVariable_Unpack(args[0]);
   const int64_t dim = THPUtils_unpackLong(args[1]);
-  return THPVariable_Wrap(without_gil(self, [&] { return handle.call(self, dim); }));
+  return THPVariable_Wrap(run(kGatedUnits[unit], self, [&] { return handle.call(self, dim); }));
   END_HANDLE_TH_ERRORS
 }
 
@@ -154,7 +170,7 @@ PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
   }
   const Tensor& self = THPVariable_Unpack(args[0]);
   const int64_t dim = THPUtils_unpackLong(args[1]);
-  return THPVariable_Wrap(without_gil(self, [&] {
+  return THPVariable_Wrap(run(log ? "log_softmax" : "softmax", self, [&] {
     if constexpr (log) {
       static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>("log_softmax");
       return handle.call(self, dim);
@@ -205,7 +221,7 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
     activation = c10::string_view(text, static_cast<std::size_t>(length));
   }
   const Tensor& weight = THPVariable_Unpack(args[1]);
-  return THPVariable_Wrap(without_gil(weight, [&] {
+  return THPVariable_Wrap(run("linear", weight, [&] {
     return handle.call(THPVariable_Unpack(args[0]), weight, optional_tensor(args[2]), activation,
                        parameters, optional_tensor(args[5]));
   }));

@@ -53,7 +53,7 @@ bool Epilogue::saves_output() const {
 }
 
 Tensor Epilogue::apply_in_place(Tensor z) const {
-  if (kind_ == Kind::kUnary) {
+  if (kind_ == Kind::kUnary && is_kernel_dtype(z.scalar_type())) {
     return activation_->call_(z, parameters_.data());
   }
   return apply(z);

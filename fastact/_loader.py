@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -27,13 +28,24 @@ def check_torch_version(built: str, running: str) -> None:
 
 
 def load_operators() -> None:
-    """Makes torch.ops.fastact available."""
+    """Makes torch.ops.fastact available.
+
+    Raises:
+        ImportError: the package was not built, or was built against another PyTorch.
+    """
     try:
-        from fastact import _build
-    except ModuleNotFoundError:
+        build = importlib.import_module("fastact._build")
+    except ImportError:
         raise ImportError(
             "fastact has not been built: the package holds no compiled library. "
             "In a checkout run: pip install --no-build-isolation -e ."
         ) from None
-    check_torch_version(_build.TORCH_VERSION, torch.__version__)
-    torch.ops.load_library(Path(__file__).with_name("_ops.so"))
+    check_torch_version(build.TORCH_VERSION, torch.__version__)
+    try:
+        torch.ops.load_library(Path(__file__).with_name("_ops.so"))
+        importlib.import_module("fastact._C")
+    except (OSError, ImportError) as error:
+        raise ImportError(
+            f"fastact's compiled libraries do not load: {error}. They were built against PyTorch "
+            f"{build.TORCH_VERSION}; this is PyTorch {torch.__version__}. Build them anew: {_MEND}"
+        ) from None

@@ -258,6 +258,7 @@ _ROWS = [
         source=_MOBILE,
         inplace=True,
         inductor_fuses=True,
+        ulp=2.0,
     ),
     Activation(
         "softplus",
@@ -361,7 +362,7 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
             f"{activation!r}, which takes {takes}; got {params[unexpected[0]]!r}"
         )
     for name, value in params.items():
-        if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        if value is None or isinstance(value, (str, bytes, list, tuple, dict)):
             raise TypeError(
                 f"fastact.{op}(): {name}: expected a number, got {type(value).__name__} {value!r}"
             )
@@ -371,6 +372,10 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
 def gelu_name(op: str, approximate: str) -> str:
     """The registry name of GELU with PyTorch's ``approximate=`` argument."""
     names = {"none": "gelu", "tanh": "gelu_tanh"}
+    if not isinstance(approximate, str):
+        raise TypeError(
+            f"fastact.{op}(): approximate: expected 'none' or 'tanh', got {approximate!r}"
+        )
     if approximate not in names:
         raise RuntimeError(
             f"fastact.{op}(): approximate: expected 'none' or 'tanh', got {approximate!r}"

@@ -40,18 +40,25 @@ def _source(row: Activation) -> str:
         declared = [f"{name}={default!r}" for name, default in row.parameters.items()]
     signature = ", ".join(["input", *declared, *(["inplace=False"] if row.inplace else [])])
     arguments = ", ".join(["input", *names])
-    traced = f"_{'reference' if row.inductor_fuses else 'operator'}_{row.name}({arguments})"
+    traced = f"_{'reference' if row.inductor_fuses else 'operator'}_{row.name}"
     lines = [f"def {row.name}({signature}):"]
     if row.inplace:
+        # A node may save the input, so the operator is given a copy; compiled, that costs nothing.
+        written = ", ".join(["input.clone()", *names])
+        compiled = (
+            f"{traced}({arguments}, inplace=True)"
+            if row.inductor_fuses
+            else f"input.copy_({traced}({written}))"
+        )
         lines += [
             "    if inplace:",
             "        if is_dynamo_compiling():",
-            f"            return input.copy_({traced})",
+            f"            return {compiled}",
             f"        return _door_{row.name}_({arguments})",
         ]
     lines += [
         "    if is_dynamo_compiling():",
-        f"        return {traced}",
+        f"        return {traced}({arguments})",
         f"    return _door_{row.name}({arguments})",
     ]
     return "\n".join(lines) + "\n"
@@ -178,6 +185,12 @@ def _softmax_dim(name: str, ndim: int, dim: int | None, stacklevel: int) -> int:
     return F._get_softmax_dim(name, ndim, stacklevel + 1) if dim is None else dim
 
 
+def _converted(name: str, input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"fastact.{name}(): dtype: expected a torch.dtype, got {dtype!r}")
+    return input.to(dtype)
+
+
 def softmax(
     input: torch.Tensor,
     dim: int | None = None,
@@ -203,7 +216,7 @@ def softmax(
     """
     dim = _softmax_dim("softmax", input.dim(), dim, _stacklevel)
     if dtype is not None:
-        input = input.to(dtype)
+        input = _converted("softmax", input, dtype)
     if is_dynamo_compiling():
         return torch.ops.fastact.softmax(input, dim)
     return _C.softmax(input, dim, 1.0)
@@ -223,7 +236,7 @@ def softmin(
     """
     dim = _softmax_dim("softmin", input.dim(), dim, _stacklevel)
     if dtype is not None:
-        input = input.to(dtype)
+        input = _converted("softmin", input, dtype)
     if is_dynamo_compiling():
         return torch.ops.fastact.softmax(input, dim, -1.0)
     return _C.softmax(input, dim, -1.0)
@@ -243,7 +256,7 @@ def log_softmax(
     """
     dim = _softmax_dim("log_softmax", input.dim(), dim, _stacklevel)
     if dtype is not None:
-        input = input.to(dtype)
+        input = _converted("log_softmax", input, dtype)
     if is_dynamo_compiling():
         return torch.ops.fastact.log_softmax(input, dim)
     return _C.log_softmax(input, dim)

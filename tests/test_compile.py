@@ -163,7 +163,7 @@ NEGATIVE = [case for case in UNARY_CASES if min(case.parameters.values(), defaul
 @pytest.mark.parametrize("case", [*VARIED_CASES, *NEGATIVE], ids=str)
 def test_compiled_autograd(case):
     """The backward pass itself as a graph: every node hands over what it saved."""
-    x = case.smooth(4, 8)
+    x = case.smooth(4, 8) / 4
 
     def gradients(function):
         leaves = [t.clone().requires_grad_() for t in (x, *case.tensors(x))]
@@ -173,7 +173,7 @@ def test_compiled_autograd(case):
     compiler = torch.compile(backend="aot_eager", fullgraph=True)
     with torch._dynamo.compiled_autograd._enable(compiler):
         mine = gradients(case.function)
-    close(mine, gradients(case.twin), rtol=1e-5)
+    close(mine, gradients(case.twin))
 
 
 @pytest.mark.parametrize("fused", FUSED_OF_EACH_KIND, ids=str)

@@ -62,7 +62,7 @@ def test_links_lead_somewhere(document):
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"fastact{name}")
     known = {"torch": torch, "fastact": fastact, "FF": fastact.functional, "fnn": fastact.nn}
-    outcome = doctest.testmod(module, extraglobs=known | {"fnn": fastact.nn})
+    outcome = doctest.testmod(module, extraglobs=known)
     assert outcome.attempted > 0
     assert outcome.failed == 0
 

@@ -147,7 +147,11 @@ struct Composition<Hardtanh> {
 
 template <>
 struct Composition<Hardsigmoid> : AnyParameter {
-  static Tensor forward(const Tensor& x, const double*) { return at::hardsigmoid(x); }
+  static Tensor forward(const Tensor& x, const double*) {
+    // at::hardsigmoid has no forward derivative of its backward.
+    return x.is_floating_point() ? at::div(at::hardtanh(at::add(x, 3), 0, 6), 6)
+                                 : at::hardsigmoid(x);
+  }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     // Not at::hardsigmoid_backward, which cannot be differentiated.
     return at::hardtanh_backward(at::div(g, 6), x, -3, 3);

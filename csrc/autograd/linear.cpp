@@ -83,6 +83,9 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
       dz = epilogue.backward(dz, output.unpack(getptr())).z;
     }
     const auto as_matrix = [](const Tensor& t) {
+      if (t.dim() == 2) {
+        return t;
+      }
       c10::SymInt rows = 1;  // not flatten(): under vmap it has no batching rule
       for (const c10::SymInt& size : t.sym_sizes().slice(0, t.dim() - 1)) {
         rows *= size;
@@ -131,6 +134,8 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
   const bool composed =
       is_dual(input) || is_dual(weight) || is_dual(bias) || is_dual(slope) ||
       input.layout() != at::kStrided || weight.layout() != at::kStrided || input.is_nested() ||
+      (needs_grad && bias.defined() &&
+       (bias.dim() != 1 || bias.sym_size(0) != weight.sym_size(0))) ||
       (needs_grad && (!is_kernel_dtype(input.scalar_type()) || weight.dim() != 2));
   if (C10_UNLIKELY(composed)) {
     check_linear(input, weight, bias);

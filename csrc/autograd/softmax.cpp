@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/neg.h>
 #include <ATen/ops/softmax.h>
 #include <torch/library.h>
 
@@ -189,7 +190,7 @@ Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t di
 }
 
 Tensor compose_softmax(const Tensor& self, int64_t dim, double scale) {
-  return at::softmax(scale == 1 ? self : at::mul(self, scale), dim);
+  return at::softmax(scale == 1 ? self : scale == -1 ? at::neg(self) : at::mul(self, scale), dim);
 }
 
 Tensor compose_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,

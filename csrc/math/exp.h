@@ -17,6 +17,14 @@ FASTACT_FN W polynomial(const double (&c)[kTerms], W x) {
   return sum;
 }
 
+// f(x) near a root of it (tables::k...Root and ...AtRoot), `otherwise` elsewhere: without this, a
+// small difference would keep no digits.
+template <class W, int kTerms>
+FASTACT_FN W near_root(const double (&root)[2], const double (&c)[kTerms], W x, W otherwise) {
+  const W t = x - W(root[0]);
+  return select(abs(t) < W(0.5), (t - W(root[1])) * polynomial(c, t), otherwise);
+}
+
 // Beyond +-kExpLimit, e^x rounds to 0 or infinity in the type that W computes for, and in W itself
 // stays finite and normal, if W is wider than that type.
 template <class W>

@@ -151,7 +151,10 @@ FASTACT_FN W mills(W a) {
     const W w = W(1) / (a + W(3));
     return w * polynomial(tables::kMillsShort, fnma(W(6), w, W(1)));
   } else {
-    const W w = W(1) / (a + W(5));
+    const W sum = a + W(5);
+    const W lost = a - (sum - W(5));
+    const W over = W(1) / sum;
+    const W w = fnma(over * over, lost, over);
     return w * polynomial(tables::kMillsFull, fnma(W(10), w, W(1)));
   }
 }
@@ -187,7 +190,12 @@ FASTACT_FN V gelu(V x) {
     } else {
       // x Phi(x) = max(x, 0) - a Phi(-a) with a = |x|.
       const W a = min(W(kNormalLimit<W>), abs(w));
-      return narrow<V>(max(W(0), w) - times_gaussian(a * mills(a), a));
+      const W y = max(W(0), w) - times_gaussian(a * mills(a), a);
+      if constexpr (kIsDouble<V>) {
+        const W small = w * fma(w, polynomial(tables::kNormalSmall, w * w), W(0.5));
+        return select(a < W(1), small, y);
+      }
+      return narrow<V>(y);
     }
   }
 }
@@ -206,22 +214,62 @@ FASTACT_FN V gelu_slope(V x) {
     } else {
       const W a = abs(w);
       const W lower = times_gaussian(fnma(a, density, mills(a)), a);
-      return narrow<V>(select(w < W(0), lower, W(1) - lower));
+      const W slope = select(w < W(0), lower, W(1) - lower);
+      if constexpr (kIsDouble<V>) {
+        const W square = w * w;
+        const W rest = fma(density, exp(W(-0.5) * square), polynomial(tables::kNormalSmall, square));
+        const W usual = select(a < W(1), fma(w, rest, W(0.5)), slope);
+        return near_root(tables::kGeluRoot, tables::kGeluAtRoot, w, usual);
+      }
+      return narrow<V>(slope);
     }
   }
 }
 
+// z = x (l + c x^2), and what rounding lost of it. For a float in double lanes that counts nothing;
+// elsewhere it does, since an error in e^z's exponent becomes as large a relative error.
+template <class W>
+struct GeluTanhArgument {
+  W z;
+  W rest;
+
+  FASTACT_FN explicit GeluTanhArgument(W x) {
+    using S = ScalarOf<W>;
+    const W linear = broadcast<W>(kGeluTanhLinear);
+    const W cubic = broadcast<W>(kGeluTanhCubic);
+    const W square = x * x;
+    if constexpr (kIsShort<W>) {
+      z = x * fma(cubic, square, linear);
+      rest = W(0);
+    } else {
+      const W term = cubic * square;
+      const W factor = linear + term;
+      W lost = sum_rest(linear, term, factor) + product_rest(cubic, square, term);
+      lost = lost + cubic * product_rest(x, x, square);
+      // What the constants lack as floats, or as doubles.
+      lost = lost + broadcast<W>(kGeluTanhLinear - static_cast<S>(kGeluTanhLinear) + kLinearRest);
+      lost = lost + broadcast<W>(kGeluTanhCubic - static_cast<S>(kGeluTanhCubic) + kCubicRest) * square;
+      z = x * factor;
+      rest = fma(x, lost, product_rest(x, factor, z));
+    }
+  }
+
+  static constexpr double kLinearRest = -0x1.cbc0d30ebfd15p-54;
+  static constexpr double kCubicRest = -0x1.6c843a29d1c70p-61;
+};
+
 // x sigmoid(z) with z = 2 sqrt(2/pi) (x + 0.044715 x^3), which is x (1 + tanh(z/2)) / 2. Max error:
-// 2 ULP (float).
+// 2 ULP (float), 4 ULP (double).
 template <class V>
 FASTACT_FN V gelu_tanh(V x) {
   if constexpr (kHasLookup<V>) {
     return by_table::gelu_tanh(x);
   } else {
     using W = decltype(widen<Short>(x));
-    const W w = max(W(-kNormalLimit<W>), widen<Short>(x));
-    const W z = w * fma(W(kGeluTanhCubic), w * w, W(kGeluTanhLinear));
-    return narrow<V>(times_sigmoid(w, z));
+    const W w = widen<Short>(x);
+    const W held = max(W(-kNormalLimit<W>), min(W(kNormalLimit<W>), w));
+    const GeluTanhArgument<W> argument(held);
+    return narrow<V>(times_sigmoid(max(held, w), argument.z, argument.rest));
   }
 }
 
@@ -233,15 +281,19 @@ FASTACT_FN V gelu_tanh_slope(V x) {
   } else {
     using W = decltype(widen<Full>(x));
     const W w = max(W(-kNormalLimit<W>), min(W(kNormalLimit<W>), widen<Full>(x)));
-    const W square = w * w;
-    const W z = w * fma(W(kGeluTanhCubic), square, W(kGeluTanhLinear));
-    const W x_slope = w * fma(W(3 * kGeluTanhCubic), square, W(kGeluTanhLinear));
+    const GeluTanhArgument<W> argument(w);
+    const W z = argument.z;
+    const W x_slope = w * fma(W(3 * kGeluTanhCubic), w * w, W(kGeluTanhLinear));
     const W e = exp(-abs(z));
     const W d = W(1) + e;
     const W over = W(1) / d;
-    const W negative = exp_product((d + x_slope) * over * over, -abs(z));
+    const W negative = exp_product((d + x_slope) * over * over, -abs(z), argument.rest);
     const W positive = (W(1) + x_slope * (e * over)) * over;
-    return narrow<V>(select(w < W(0), negative, positive));
+    const W slope = select(w < W(0), negative, positive);
+    if constexpr (kIsDouble<V>) {
+      return near_root(tables::kGeluTanhRoot, tables::kGeluTanhAtRoot, w, slope);
+    }
+    return narrow<V>(slope);
   }
 }
 

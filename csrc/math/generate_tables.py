@@ -119,6 +119,44 @@ def mills_polynomials():
         )
 
 
+def erf_polynomial():
+    def f(z):
+        return mp.nsum(lambda k: (-z / 2) ** k / mp.factorial(k) / (2 * k + 1), [0, 40]) / mp.sqrt(
+            2 * mp.pi
+        )
+
+    c = chebyshev_fit(f, mp.mpf(0), mp.mpf(1), 11)
+    error = worst(lambda z: mp.polyval(c[::-1], z) / f(z) - 1, mp.mpf(0), mp.mpf(1))
+    bits = mp.nstr(mp.log(error, 2), 4)
+    emit("kNormalSmall", f"(Phi(x) - 1/2) / x in x^2, |x| <= 1; relative error 2^{bits}.", c)
+
+
+def root_polynomials():
+    """Near the root r of a derivative f: f(x) = (x - r) times a polynomial in x - r."""
+    for name, f, guess in (
+        ("Silu", silu_slope, -1.28),
+        ("Gelu", gelu_slope, -0.75),
+        ("GeluTanh", gelu_tanh_slope, -0.75),
+        ("Mish", mish_slope, -1.19),
+    ):
+        root = mp.findroot(f, guess)
+        high = mp.mpf(float(root))
+        low = root - high
+        half = mp.mpf("0.5")
+        fit = chebyshev_fit(lambda t: f(high + t) / (t - low), -half, half, 15)
+
+        def error(t):
+            return mp.polyval(fit[::-1], t) * (t - low) / f(high + t) - 1
+
+        bits = mp.nstr(mp.log(worst(error, -half, half), 2), 4)
+        comment = (
+            f"The root of {name.lower()}'s derivative in two parts, and the derivative over x less "
+            f"the root\n// in x - kRoot[0], |x - kRoot[0]| <= 1/2; relative error 2^{bits}."
+        )
+        emit(f"k{name}Root", comment, [high, low])
+        emit(f"k{name}AtRoot", "As above.", fit)
+
+
 def gelu_tail():
     """sqrt(2 pi) a e^(a^2/2) Phi(-a) = 1 - P(t) / Q(t) with t = -a^2/2, by weighted linear fits."""
 
@@ -498,6 +536,8 @@ namespace tables {"""
     exp_polynomials()
     log_polynomials()
     mills_polynomials()
+    erf_polynomial()
+    root_polynomials()
     gelu_tail()
     tables(
         "Tables32",

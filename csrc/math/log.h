@@ -18,9 +18,9 @@ FASTACT_FN V log1p(V u) {
     return narrow<V>(log1p(widen<Short>(u)));
   } else {
     // 1 + u = 2^k m with m in [sqrt(1/2), sqrt(2)); `lost` is what rounding 1 + u
-    // dropped, where that counts.
+    // dropped.
     const V y = V(1) + u;
-    const V lost = select(u < V(1), u - (y - V(1)), V(0));
+    const V lost = select(u < V(1), u - (y - V(1)), V(1) - (y - u));
     const IntOf<V> root_half(0x3fe6a09e667f3bcd);
     const IntOf<V> above = to_bits(y) - root_half;
     const V m = from_bits<V>((above & IntOf<V>(0x000fffffffffffff)) + root_half);
@@ -35,7 +35,8 @@ FASTACT_FN V log1p(V u) {
     if constexpr (kIsShort<V>) {
       const V r = z * polynomial(tables::kLogShort, z);
       const V log_m = f - fnma(s, half_square + r, half_square);
-      result = fma(k, V(0x1.62e42fefa39efp-1), log_m + lost);
+      // Above 1, `lost` is not small beside 1, but beside u, which it is added to as if that were 1.
+      result = fma(k, V(0x1.62e42fefa39efp-1), log_m + select(u < V(1), lost, V(0)));
     } else {
       const V r = z * polynomial(tables::kLogFull, z);
       const V low = fma(k, V(0x1.a39ef35793c76p-33), lost / y);

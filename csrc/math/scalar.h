@@ -145,6 +145,31 @@ FASTACT_FN double from_bits(int64_t bits) {
   memcpy(&x, &bits, sizeof x);
   return x;
 }
+// What rounding a * b to `product` lost.
+template <class V>
+FASTACT_FN V product_rest(V a, V b, V product) {
+  if constexpr (kHasFma<V>) {
+    return fma(a, b, -product);
+  } else if constexpr (!kIsDouble<V>) {
+    return static_cast<V>(static_cast<double>(a) * b - product);
+  } else {
+    // Dekker's way: factors of 26 bits have exact products.
+    const IntOf<V> mask(~int64_t{0x7ffffff});
+    const V a_high = from_bits<V>(to_bits(a) & mask);
+    const V b_high = from_bits<V>(to_bits(b) & mask);
+    const V a_low = a - a_high;
+    const V b_low = b - b_high;
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+  }
+}
+
+// What rounding a + b to `sum` lost.
+template <class V>
+FASTACT_FN V sum_rest(V a, V b, V sum) {
+  const V of_b = sum - a;
+  return (a - (sum - of_b)) + (b - of_b);
+}
+
 // Logical shifts.
 template <int kBits>
 FASTACT_FN int32_t shift_left(int32_t x) {

@@ -178,11 +178,12 @@ FASTACT_FN V mish(V x) {
 
 }  // namespace by_table
 
-// f / (1 + e^-z) with few roundings; f is at most 2^20 in magnitude where z < -80.
+// f / (1 + e^-(z + rest)) with few roundings, |rest| < 2^-10; f is at most 2^20 in magnitude where
+// z < -80.
 template <class W>
-FASTACT_FN W times_sigmoid(W f, W z) {
+FASTACT_FN W times_sigmoid(W f, W z, W rest = W(0)) {
   const W minus_a = -abs(z);
-  return select(z < W(0), exp_product(f, minus_a), f) / (W(1) + exp(minus_a));
+  return select(z < W(0), exp_product(f, minus_a, rest), f) / (W(1) + exp(minus_a));
 }
 
 // 1 / (1 + e^-x). Max error: 1 ULP (float), 2 ULP (double).
@@ -223,7 +224,9 @@ FASTACT_FN V silu_slope(V x) {
     const W larger = W(1) / d;
     const W negative = exp_product((d + w) * larger * larger, -abs(w));
     const W positive = (W(1) + w * (e * larger)) * larger;
-    return narrow<V>(select(w < W(0), negative, positive));
+    const W slope = select(w < W(0), negative, positive);
+    if constexpr (kIsDouble<V>) return near_root(tables::kSiluRoot, tables::kSiluAtRoot, w, slope);
+    return narrow<V>(slope);
   }
 }
 
@@ -281,7 +284,9 @@ FASTACT_FN V mish_slope(V x) {
     const W n = e * (e + W(2));
     const W over = W(1) / (n + W(2));
     const W slope = fma(W(4) * w, (e + W(1)) * over, e + W(2)) * over;
-    return narrow<V>(select(w < W(-1), exp_product(slope, w), e * slope));
+    const W result = select(w < W(-1), exp_product(slope, w), e * slope);
+    if constexpr (kIsDouble<V>) return near_root(tables::kMishRoot, tables::kMishAtRoot, w, result);
+    return narrow<V>(result);
   }
 }
 

@@ -93,6 +93,130 @@ constexpr double kMillsFull[] = {
     -0x1.5d26340ff95b4p-33,
 };
 
+// (Phi(x) - 1/2) / x in x^2, |x| <= 1; relative error 2^-68.61.
+constexpr double kNormalSmall[] = {
+    0x1.9884533d43651p-2,
+    -0x1.1058377e2cee0p-4,
+    0x1.46d04297691d4p-7,
+    -0x1.37403f6ba0d60p-10,
+    0x1.e42b0d51f3f57p-14,
+    -0x1.3ce8fabb1fde9p-17,
+    0x1.658a200e25bcbp-21,
+    -0x1.6222345fe68b2p-25,
+    0x1.387357c6c19afp-29,
+    -0x1.f051d420e8c74p-34,
+    0x1.600ea373c4e0ap-38,
+    -0x1.7c10618be2eb5p-43,
+};
+
+// The root of silu's derivative in two parts, and the derivative over x less the root
+// in x - kRoot[0], |x - kRoot[0]| <= 1/2; relative error 2^-56.35.
+constexpr double kSiluRoot[] = {
+    -0x1.474973c84120bp+0,
+    -0x1.f8d74bc9ac154p-54,
+};
+
+// As above.
+constexpr double kSiluAtRoot[] = {
+    0x1.be1410460527fp-3,
+    0x1.2c563458cc0adp-3,
+    0x1.353eb573ca5a1p-6,
+    -0x1.f2d0e32bc2823p-7,
+    -0x1.b0f82c49aaf27p-8,
+    0x1.098e92b709c7ap-13,
+    0x1.a2a7cb0c09486p-11,
+    0x1.8574d173c3737p-13,
+    -0x1.5723a8613673ap-15,
+    -0x1.f2d8b5664f3c9p-16,
+    -0x1.8ae5e85a3ec74p-19,
+    0x1.3ae900577f47fp-19,
+    0x1.cca69b3cc32f6p-21,
+    -0x1.0fab426212ab1p-25,
+    -0x1.79a4073c09d87p-24,
+    -0x1.1476a6a4e7d98p-26,
+};
+
+// The root of gelu's derivative in two parts, and the derivative over x less the root
+// in x - kRoot[0], |x - kRoot[0]| <= 1/2; relative error 2^-53.85.
+constexpr double kGeluRoot[] = {
+    -0x1.80ead197f00b4p-1,
+    0x1.13e74c58cada8p-56,
+};
+
+// As above.
+constexpr double kGeluAtRoot[] = {
+    0x1.b9d98fa5a3216p-2,
+    0x1.8d9a941de3ac5p-2,
+    -0x1.2a2ef9bb86eb2p-6,
+    -0x1.d2fa4c17c7e9ap-4,
+    -0x1.e40882449a37bp-7,
+    0x1.3e346def43cbbp-6,
+    0x1.297b9d5841c97p-8,
+    -0x1.258a6d872a7c6p-9,
+    -0x1.8680eba2f9d08p-11,
+    0x1.86c8657710092p-13,
+    0x1.695dea2f25062p-14,
+    -0x1.784bbb82a2118p-17,
+    -0x1.0388250211fb3p-17,
+    0x1.d15335ad0379cp-22,
+    0x1.1fb8a379416b3p-21,
+    -0x1.9108745ac0fb7p-29,
+};
+
+// The root of gelutanh's derivative in two parts, and the derivative over x less the root
+// in x - kRoot[0], |x - kRoot[0]| <= 1/2; relative error 2^-50.2.
+constexpr double kGeluTanhRoot[] = {
+    -0x1.81429f9e97e4dp-1,
+    0x1.4f523ed77dbdcp-55,
+};
+
+// As above.
+constexpr double kGeluTanhAtRoot[] = {
+    0x1.b8bacd2c96b94p-2,
+    0x1.8cd1a2b2fff32p-2,
+    -0x1.029615edb68cbp-6,
+    -0x1.d2b773464683cp-4,
+    -0x1.104a83ebc0f7ep-6,
+    0x1.427996db73599p-6,
+    0x1.58c9ec7060c77p-8,
+    -0x1.3d8d63655d624p-9,
+    -0x1.e63eaa6aa168ep-11,
+    0x1.14bf31c10f534p-12,
+    0x1.04825c17b3c2ap-13,
+    -0x1.25244b5f779dep-15,
+    -0x1.090bfb150c0cap-16,
+    0x1.89ad7d6dca51ap-18,
+    0x1.125a6620a6e12p-19,
+    -0x1.cc95a51705269p-21,
+};
+
+// The root of mish's derivative in two parts, and the derivative over x less the root
+// in x - kRoot[0], |x - kRoot[0]| <= 1/2; relative error 2^-51.51.
+constexpr double kMishRoot[] = {
+    -0x1.31432c0d12d84p+0,
+    -0x1.bf319154da210p-55,
+};
+
+// As above.
+constexpr double kMishAtRoot[] = {
+    0x1.115acb42500bdp-2,
+    0x1.a34a251d8ad7cp-3,
+    0x1.574f121a8556fp-5,
+    -0x1.4c222fe64e3c9p-6,
+    -0x1.03369d49fd27ep-6,
+    -0x1.b87ddfb2ad296p-9,
+    0x1.1e5e16b260c92p-10,
+    0x1.037990e6c0f09p-10,
+    0x1.0a79b8f45dca1p-12,
+    -0x1.5ffe6ce082879p-15,
+    -0x1.d46e564c1fbdfp-15,
+    -0x1.22506ff1bafe0p-16,
+    0x1.0cc8d3aef52c1p-20,
+    0x1.897f813cc271bp-19,
+    0x1.f24c16aed4c4fp-21,
+    -0x1.09ecb8fa08e10p-25,
+};
+
 // 1 - sqrt(2 pi) a e^(a^2/2) Phi(-a) as the quotient of two polynomials in t = -a^2/2,
 // the denominator monic, 3.72 <= a <= 14.8; error 2^-32.2.
 constexpr float kGeluTailNumerator[] = {-0x1.aa3a08p+1f, 0x1.9cf682p+1f, -0x1.fffff4p-2f};

@@ -65,18 +65,18 @@ FASTACT_FN V tanhshrink(V x) {
   } else {
     // The difference cancels for small x. There, tanh(x) = x / (1 + K) and x - tanh(x) =
     // x K / (1 + K) with Gauss's continued fraction K = x^2 / (3 + x^2 / (5 + x^2 / (7 + ...))),
-    // whose terms are all positive; cut off after 19, it is exact to 2^-60 up to |x| = 1.
-    const V z = min(V(1), x * x);
+    // whose terms are all positive; cut off after 25, it is exact to 2^-60 up to |x| = 1.5.
+    const V z = min(V(2.25), x * x);
     V above(1);  // numerator and denominator of the fraction's inner part
-    V below(19);
-    FASTACT_UNROLL for (int odd = 17; odd >= 3; odd -= 2) {
+    V below(25);
+    FASTACT_UNROLL for (int odd = 23; odd >= 3; odd -= 2) {
       const V inner = above;
       above = below;
       below = fma(V(odd), below, z * inner);
     }
     const V k = z * above;
     const V small = x * k / (below + k);
-    return select(abs(x) < V(1), small, x - tanh(x));
+    return select(abs(x) < V(1.5), small, x - tanh(x));
   }
 }
 

@@ -74,7 +74,8 @@ def ulp_error(result: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         A float64 tensor of result's shape: 0 is right, infinity is not comparable at all.
 
     Example:
-        >>> ulp_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 2**-23]).double())
+        >>> truth = torch.tensor([1.0, 2.0 + 2**-23], dtype=torch.float64)
+        >>> ulp_error(torch.tensor([1.0, 2.0]), truth)
         tensor([0.0000, 0.5000], dtype=torch.float64)
     """
     if truth.dtype != torch.float64 or truth.shape != result.shape:
