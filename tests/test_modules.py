@@ -171,22 +171,3 @@ def test_prelu_trains():
             optimizer.step()
     torch.testing.assert_close(mine.weight, twin.weight)
     assert not torch.equal(mine.weight, torch.full((5,), 0.25))
-
-
-@pytest.mark.parametrize("inplace", [False, True], ids=["", "inplace"])
-def test_rrelu(inplace):
-    """Random in training, as PyTorch draws; in evaluation leaky ReLU with the mean slope."""
-    x = random_tensor([4, 50])
-    mine, twin = nn.RReLU(0.1, 0.4, inplace), torch.nn.RReLU(0.1, 0.4, inplace)
-    assert repr(mine) == repr(twin)
-    for training in (True, False):
-        results = []
-        for module in (mine, twin):
-            module.train(training)
-            torch.manual_seed(5)
-            leaf = x.clone().requires_grad_()
-            y = module(leaf * 1)
-            y.sum().backward()
-            results.append((y, leaf.grad))
-        torch.testing.assert_close(*results)
-    torch.testing.assert_close(results[0][0], torch.nn.functional.leaky_relu(x, 0.25))

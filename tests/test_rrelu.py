@@ -32,3 +32,18 @@ def test_module_follows_its_mode() -> None:
     assert slopes.min() >= 0.2 - 1e-6
     assert slopes.max() <= 0.4 + 1e-6
     assert slopes.std() > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradients_of_the_module(training: bool, inplace: bool) -> None:
+    x = torch.randn(4, 50)
+    modules = [kind(0.1, 0.4, inplace).train(training) for kind in (nn.RReLU, torch.nn.RReLU)]
+    assert repr(modules[0]) == repr(modules[1])
+    results = []
+    for module in modules:
+        torch.manual_seed(5)
+        leaf = x.clone().requires_grad_()
+        module(leaf * 1).square().sum().backward()
+        results.append(leaf.grad)
+    torch.testing.assert_close(*results)

@@ -186,7 +186,9 @@ def gelu_tail():
         top = max(abs(e) for e in error)
         weight = [w * mp.sqrt(abs(e) / top + mp.mpf("1e-3")) for w, e in zip(weight, error)]
     bits = mp.nstr(mp.log(top, 2), 4)
-    print(f"\n// 1 - sqrt(2 pi) a e^(a^2/2) Phi(-a) as the quotient of two polynomials in t = -a^2/2,")
+    print(
+        f"\n// 1 - sqrt(2 pi) a e^(a^2/2) Phi(-a) as the quotient of two polynomials in t = -a^2/2,"
+    )
     print(f"// the denominator monic, 3.72 <= a <= 14.8; error 2^{bits}.")
     for name, values in (("Numerator", p), ("Denominator", q[:3])):
         literals = ", ".join(float_literal(v) for v in values)
@@ -252,7 +254,9 @@ def exact_centres(f, low, high, rng, position=0.5, tries=6):
     return [(float(m[k]), [float(rounded[k])]) for k in best]
 
 
-def cells(name, comment, f, edges, degree, centres="none", special=None, rotate=0, apart=0, position=0.5):
+def cells(
+    name, comment, f, edges, degree, centres="none", special=None, rotate=0, apart=0, position=0.5
+):
     """Prints the table of one function: a row of numbers for each coefficient c0, c1, ...
 
     centres: "none" where they lie on the grid, so that the formula computes them; else a row of
@@ -417,7 +421,11 @@ def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degr
         position=position,
     )
     cells(
-        "kSoftplus", "log(1 + e^-a), wide cells.", lambda a: mp.log1p(mp.exp(-a)), wide, next(degree)
+        "kSoftplus",
+        "log(1 + e^-a), wide cells.",
+        lambda a: mp.log1p(mp.exp(-a)),
+        wide,
+        next(degree),
     )
     # The high part of the slope at 0 is added apart, exactly.
     slope = to_float(SELU_BELOW)
@@ -494,7 +502,9 @@ def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degr
     # tanh is odd and near 0 nearly linear: cells that shrink towards 0.
     shift = 23 - (2 if entries == 32 else 0)
     lowest, edges = octaves(9.02, entries, shift)
-    print("\n  // tanh's cells are numbered by the bits of a float shifted right, from the lowest up.")
+    print(
+        "\n  // tanh's cells are numbered by the bits of a float shifted right, from the lowest up."
+    )
     emit_constant("int", "kTanhShift", shift)
     emit_constant("int", "kTanhLowest", lowest)
     rotate = -lowest % entries
