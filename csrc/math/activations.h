@@ -51,9 +51,7 @@ struct Relu6 {
   struct Formula {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return min(V(6), max(V(0), x)); }
-    FASTACT_FN V backward(V grad, V y) const {
-      return select((y > V(0)) & (y < V(6)), grad, V(0));
-    }
+    FASTACT_FN V backward(V grad, V y) const { return select((y > V(0)) & (y < V(6)), grad, V(0)); }
   };
 };
 
@@ -261,9 +259,7 @@ struct Hardtanh {
     FASTACT_FN explicit Formula(const double* p)
         : low(broadcast<V>(p[0])), high(broadcast<V>(p[1])) {}
     FASTACT_FN V forward(V x) const { return min(high, max(low, x)); }
-    FASTACT_FN V backward(V grad, V y) const {
-      return select((y > low) & (y < high), grad, V(0));
-    }
+    FASTACT_FN V backward(V grad, V y) const { return select((y > low) & (y < high), grad, V(0)); }
   };
 };
 
@@ -393,9 +389,7 @@ struct Softshrink {
       const V shrunk = select(x > lambda, x - lambda, x + lambda);
       return select((x >= -lambda) & (x <= lambda), V(0), shrunk);
     }
-    FASTACT_FN V backward(V grad, V y) const {
-      return select((y < V(0)) | (y > V(0)), grad, V(0));
-    }
+    FASTACT_FN V backward(V grad, V y) const { return select((y < V(0)) | (y > V(0)), grad, V(0)); }
   };
 };
 
@@ -412,9 +406,7 @@ struct Hardshrink {
     bool from_output;
     FASTACT_FN explicit Formula(const double* p)
         : lambda(broadcast<V>(p[0])), from_output(p[0] >= 0) {}
-    FASTACT_FN V forward(V x) const {
-      return select((x >= -lambda) & (x <= lambda), V(0), x);
-    }
+    FASTACT_FN V forward(V x) const { return select((x >= -lambda) & (x <= lambda), V(0), x); }
     FASTACT_FN V backward(V grad, V saved) const {
       const V edge = from_output ? V(0) : lambda;
       return select((saved < -edge) | (saved > edge), grad, V(0));

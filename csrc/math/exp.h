@@ -28,7 +28,9 @@ FASTACT_FN W near_root(const double (&root)[2], const double (&c)[kTerms], W x, 
 // Beyond +-kExpLimit, e^x rounds to 0 or infinity in the type that W computes for, and in W itself
 // stays finite and normal, if W is wider than that type.
 template <class W>
-constexpr double kExpLimit = kIsShort<W> ? 200 : kIsDouble<W> ? 760 : 110;
+constexpr double kExpLimit = kIsShort<W>    ? 200
+                             : kIsDouble<W> ? 760
+                                            : 110;
 
 // x = n ln(2) + r with |r| <= ln(2) / 2, and tail(r) = e^r - 1. Double lanes, |x| <= 1000.
 template <class W>

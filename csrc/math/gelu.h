@@ -217,7 +217,8 @@ FASTACT_FN V gelu_slope(V x) {
       const W slope = select(w < W(0), lower, W(1) - lower);
       if constexpr (kIsDouble<V>) {
         const W square = w * w;
-        const W rest = fma(density, exp(W(-0.5) * square), polynomial(tables::kNormalSmall, square));
+        const W rest =
+            fma(density, exp(W(-0.5) * square), polynomial(tables::kNormalSmall, square));
         const W usual = select(a < W(1), fma(w, rest, W(0.5)), slope);
         return near_root(tables::kGeluRoot, tables::kGeluAtRoot, w, usual);
       }
@@ -248,7 +249,8 @@ struct GeluTanhArgument {
       lost = lost + cubic * product_rest(x, x, square);
       // What the constants lack as floats, or as doubles.
       lost = lost + broadcast<W>(kGeluTanhLinear - static_cast<S>(kGeluTanhLinear) + kLinearRest);
-      lost = lost + broadcast<W>(kGeluTanhCubic - static_cast<S>(kGeluTanhCubic) + kCubicRest) * square;
+      lost = lost +
+             broadcast<W>(kGeluTanhCubic - static_cast<S>(kGeluTanhCubic) + kCubicRest) * square;
       z = x * factor;
       rest = fma(x, lost, product_rest(x, factor, z));
     }

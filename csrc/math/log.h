@@ -24,8 +24,7 @@ FASTACT_FN V log1p(V u) {
     const IntOf<V> root_half(0x3fe6a09e667f3bcd);
     const IntOf<V> above = to_bits(y) - root_half;
     const V m = from_bits<V>((above & IntOf<V>(0x000fffffffffffff)) + root_half);
-    const V k =
-        from_bits<V>(shift_right<52>(above) | IntOf<V>(0x4330000000000000)) - V(0x1p52);
+    const V k = from_bits<V>(shift_right<52>(above) | IntOf<V>(0x4330000000000000)) - V(0x1p52);
     // log(m) = f - (f^2/2 - s (f^2/2 + R)),  f = m - 1,  s = f / (2 + f),  R = 2 atanh(s)/s - 2.
     const V f = m - V(1);
     const V s = f / (V(2) + f);
@@ -35,7 +34,8 @@ FASTACT_FN V log1p(V u) {
     if constexpr (kIsShort<V>) {
       const V r = z * polynomial(tables::kLogShort, z);
       const V log_m = f - fnma(s, half_square + r, half_square);
-      // Above 1, `lost` is not small beside 1, but beside u, which it is added to as if that were 1.
+      // Above 1, `lost` is not small beside 1, but beside u, which it is added to as if that
+      // were 1.
       result = fma(k, V(0x1.62e42fefa39efp-1), log_m + select(u < V(1), lost, V(0)));
     } else {
       const V r = z * polynomial(tables::kLogFull, z);

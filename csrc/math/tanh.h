@@ -15,7 +15,8 @@ template <class V>
 FASTACT_FN V tanh(V x) {
   // From 9.01 on the result is 1. The exponent and two bits of the mantissa number the cells.
   const V a = min(V(9.015f), abs(x));
-  const IntOf<V> cell = max(shift_right<Tables<V>::kTanhShift>(to_bits(a)), IntOf<V>(Tables<V>::kTanhLowest));
+  const IntOf<V> cell =
+      max(shift_right<Tables<V>::kTanhShift>(to_bits(a)), IntOf<V>(Tables<V>::kTanhLowest));
   const V d = a - lookup<V>(Tables<V>::kTanh[0], cell);
   return copysign(cell_polynomial<1>(Tables<V>::kTanh, cell, d), x);
 }
@@ -23,8 +24,8 @@ FASTACT_FN V tanh(V x) {
 template <class V>
 FASTACT_FN V tanhshrink(V x) {
   const V a = abs(x);
-  const IntOf<V> cell =
-      max(shift_right<Tables<V>::kTanhShift>(to_bits(min(V(9.015f), a))), IntOf<V>(Tables<V>::kTanhLowest));
+  const IntOf<V> cell = max(shift_right<Tables<V>::kTanhShift>(to_bits(min(V(9.015f), a))),
+                            IntOf<V>(Tables<V>::kTanhLowest));
   const V d = a - lookup<V>(Tables<V>::kTanhshrink[0], cell);
   V y = cell_polynomial<1>(Tables<V>::kTanhshrink, cell, d);
   // In the first cell a^3 (1/3 - ...): three products, whose roundings would add up to 3 ULP, so

@@ -23,8 +23,8 @@ void instantiate_one() {
     parameters[i] = A::parameters[i].value;
   }
   apply<typename A::template Formula<T>, T><<<1, 1>>>(typename A::template Formula<T>(parameters),
-                                                      A::saves_output(parameters), nullptr,
-                                                      nullptr, nullptr, nullptr, 0);
+                                                      A::saves_output(parameters), nullptr, nullptr,
+                                                      nullptr, nullptr, 0);
 }
 
 template <class... A>

@@ -105,8 +105,8 @@ struct Vec<float> {
         _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
     const __m256i quiet_nan = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
     const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-    const __m256i all = _mm256_srli_epi32(
-        _mm256_blendv_epi8(rounded, quiet_nan, _mm256_castps_si256(nan)), 16);
+    const __m256i all =
+        _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet_nan, _mm256_castps_si256(nan)), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
   }
   FASTACT_FN __m128i half() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
@@ -146,9 +146,7 @@ FASTACT_FN Vec<float> operator+(Vec<float> a, Vec<float> b) { return _mm256_add_
 FASTACT_FN Vec<float> operator-(Vec<float> a, Vec<float> b) { return _mm256_sub_ps(a.v, b.v); }
 FASTACT_FN Vec<float> operator*(Vec<float> a, Vec<float> b) { return _mm256_mul_ps(a.v, b.v); }
 FASTACT_FN Vec<float> operator/(Vec<float> a, Vec<float> b) { return _mm256_div_ps(a.v, b.v); }
-FASTACT_FN Vec<float> operator-(Vec<float> a) {
-  return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f));
-}
+FASTACT_FN Vec<float> operator-(Vec<float> a) { return _mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f)); }
 FASTACT_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm256_fmadd_ps(a.v, b.v, c.v);
 }
@@ -195,9 +193,7 @@ FASTACT_FN Vec<float> scale_down(Vec<float> a, Vec<float> n) {
   return _mm256_mul_ps(_mm256_andnot_ps(is_zero, scaled), _mm256_set1_ps(0x1p-64f));
 }
 // Held to +-limit; NaN becomes +-limit.
-FASTACT_FN Vec<float> hold(Vec<float> a, Vec<float> limit) {
-  return max(-limit, min(a, limit));
-}
+FASTACT_FN Vec<float> hold(Vec<float> a, Vec<float> limit) { return max(-limit, min(a, limit)); }
 
 FASTACT_FN LaneMask<float> operator<(Vec<float> a, Vec<float> b) {
   return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};

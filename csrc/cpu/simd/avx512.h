@@ -60,16 +60,12 @@ struct Vec<float> {
 
   // Memory of any alignment; with n, only the first n lanes are touched, and others load as 0.
   static FASTACT_FN Vec load(const float* p) { return _mm512_loadu_ps(p); }
-  static FASTACT_FN Vec load(const float* p, int n) {
-    return _mm512_maskz_loadu_ps(first(n), p);
-  }
+  static FASTACT_FN Vec load(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
   static FASTACT_FN Vec load(const BFloat16* p) { return widen(_mm256_loadu_si256(cast(p))); }
   static FASTACT_FN Vec load(const BFloat16* p, int n) {
     return widen(_mm256_maskz_loadu_epi16(first(n), p));
   }
-  static FASTACT_FN Vec load(const Half* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(cast(p)));
-  }
+  static FASTACT_FN Vec load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(cast(p))); }
   static FASTACT_FN Vec load(const Half* p, int n) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
   }
@@ -124,9 +120,7 @@ struct Vec<double> {
   FASTACT_FN explicit Vec(double x) : v(_mm512_set1_pd(x)) {}
 
   static FASTACT_FN Vec load(const double* p) { return _mm512_loadu_pd(p); }
-  static FASTACT_FN Vec load(const double* p, int n) {
-    return _mm512_maskz_loadu_pd(first(n), p);
-  }
+  static FASTACT_FN Vec load(const double* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
   FASTACT_FN void store(double* p) const { _mm512_storeu_pd(p, v); }
   FASTACT_FN void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
   FASTACT_FN void stream(double* p) const { _mm512_stream_pd(p, v); }
@@ -141,9 +135,7 @@ FASTACT_FN Vec<float> operator+(Vec<float> a, Vec<float> b) { return _mm512_add_
 FASTACT_FN Vec<float> operator-(Vec<float> a, Vec<float> b) { return _mm512_sub_ps(a.v, b.v); }
 FASTACT_FN Vec<float> operator*(Vec<float> a, Vec<float> b) { return _mm512_mul_ps(a.v, b.v); }
 FASTACT_FN Vec<float> operator/(Vec<float> a, Vec<float> b) { return _mm512_div_ps(a.v, b.v); }
-FASTACT_FN Vec<float> operator-(Vec<float> a) {
-  return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f));
-}
+FASTACT_FN Vec<float> operator-(Vec<float> a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
 FASTACT_FN Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm512_fmadd_ps(a.v, b.v, c.v);
 }
@@ -156,9 +148,9 @@ FASTACT_FN Vec<float> abs(Vec<float> a) {
   return _mm512_and_ps(a.v, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fffffff)));
 }
 FASTACT_FN Vec<float> copysign(Vec<float> magnitude, Vec<float> sign) {
-  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
-      _mm512_castps_si512(magnitude.v), _mm512_castps_si512(sign.v),
-      _mm512_set1_epi32(INT32_MIN), 0xd8));
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(magnitude.v),
+                                                       _mm512_castps_si512(sign.v),
+                                                       _mm512_set1_epi32(INT32_MIN), 0xd8));
 }
 FASTACT_FN Vec<float> round(Vec<float> a) {
   return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -225,9 +217,7 @@ FASTACT_FN Vec<double> operator+(Vec<double> a, Vec<double> b) { return _mm512_a
 FASTACT_FN Vec<double> operator-(Vec<double> a, Vec<double> b) { return _mm512_sub_pd(a.v, b.v); }
 FASTACT_FN Vec<double> operator*(Vec<double> a, Vec<double> b) { return _mm512_mul_pd(a.v, b.v); }
 FASTACT_FN Vec<double> operator/(Vec<double> a, Vec<double> b) { return _mm512_div_pd(a.v, b.v); }
-FASTACT_FN Vec<double> operator-(Vec<double> a) {
-  return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0));
-}
+FASTACT_FN Vec<double> operator-(Vec<double> a) { return _mm512_xor_pd(a.v, _mm512_set1_pd(-0.0)); }
 FASTACT_FN Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return _mm512_fmadd_pd(a.v, b.v, c.v);
 }
@@ -240,9 +230,9 @@ FASTACT_FN Vec<double> abs(Vec<double> a) {
   return _mm512_and_pd(a.v, _mm512_castsi512_pd(_mm512_set1_epi64(INT64_MAX)));
 }
 FASTACT_FN Vec<double> copysign(Vec<double> magnitude, Vec<double> sign) {
-  return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(
-      _mm512_castpd_si512(magnitude.v), _mm512_castpd_si512(sign.v),
-      _mm512_set1_epi64(INT64_MIN), 0xd8));
+  return _mm512_castsi512_pd(_mm512_ternarylogic_epi64(_mm512_castpd_si512(magnitude.v),
+                                                       _mm512_castpd_si512(sign.v),
+                                                       _mm512_set1_epi64(INT64_MIN), 0xd8));
 }
 FASTACT_FN Vec<double> round(Vec<double> a) {
   return _mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -285,8 +275,8 @@ FASTACT_FN void split(Vec<float> a, Vec<double>* low, Vec<double>* high) {
   *high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
 }
 FASTACT_FN Vec<float> join(Vec<double> low, Vec<double> high) {
-  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)),
-                            _mm512_cvtpd_ps(high.v), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)), _mm512_cvtpd_ps(high.v),
+                            1);
 }
 
 // ---- masks and integers ----

@@ -47,9 +47,7 @@ struct Pack {
   V part[U];
 
   Pack() = default;
-  FASTACT_FN explicit Pack(scalar x) {
-    FASTACT_UNROLL for (int u = 0; u < U; ++u) part[u] = V(x);
-  }
+  FASTACT_FN explicit Pack(scalar x) { FASTACT_UNROLL for (int u = 0; u < U; ++u) part[u] = V(x); }
   FASTACT_FN Pack(V first, V second) : part{first, second} {}
 
   template <class T>
@@ -89,47 +87,47 @@ template <class V, int U>
 constexpr bool kIsShort<Pack<V, U, Short>> = true;
 
 #define FASTACT_EACH FASTACT_UNROLL for (int u = 0; u < U; ++u) r.part[u]
-#define FASTACT_PACK_1(name)                     \
-  template <class V, int U, class P>             \
-  FASTACT_FN auto name(Pack<V, U, P> a) {        \
-    Pack<V, U, P> r;                             \
-    FASTACT_EACH = name(a.part[u]);              \
-    return r;                                    \
+#define FASTACT_PACK_1(name)              \
+  template <class V, int U, class P>      \
+  FASTACT_FN auto name(Pack<V, U, P> a) { \
+    Pack<V, U, P> r;                      \
+    FASTACT_EACH = name(a.part[u]);       \
+    return r;                             \
   }
-#define FASTACT_PACK_2(name)                                  \
-  template <class V, int U, class P>                          \
-  FASTACT_FN auto name(Pack<V, U, P> a, Pack<V, U, P> b) {    \
-    Pack<V, U, P> r;                                          \
-    FASTACT_EACH = name(a.part[u], b.part[u]);                \
-    return r;                                                 \
+#define FASTACT_PACK_2(name)                               \
+  template <class V, int U, class P>                       \
+  FASTACT_FN auto name(Pack<V, U, P> a, Pack<V, U, P> b) { \
+    Pack<V, U, P> r;                                       \
+    FASTACT_EACH = name(a.part[u], b.part[u]);             \
+    return r;                                              \
   }
-#define FASTACT_PACK_3(name)                                                  \
-  template <class V, int U, class P>                                          \
-  FASTACT_FN auto name(Pack<V, U, P> a, Pack<V, U, P> b, Pack<V, U, P> c) {   \
-    Pack<V, U, P> r;                                                          \
-    FASTACT_EACH = name(a.part[u], b.part[u], c.part[u]);                     \
-    return r;                                                                 \
+#define FASTACT_PACK_3(name)                                                \
+  template <class V, int U, class P>                                        \
+  FASTACT_FN auto name(Pack<V, U, P> a, Pack<V, U, P> b, Pack<V, U, P> c) { \
+    Pack<V, U, P> r;                                                        \
+    FASTACT_EACH = name(a.part[u], b.part[u], c.part[u]);                   \
+    return r;                                                               \
   }
-#define FASTACT_PACK_COMPARE(name)                            \
-  template <class V, int U, class P>                          \
-  FASTACT_FN auto name(Pack<V, U, P> a, Pack<V, U, P> b) {    \
-    typename Pack<V, U, P>::Mask r;                           \
-    FASTACT_EACH = name(a.part[u], b.part[u]);                \
-    return r;                                                 \
+#define FASTACT_PACK_COMPARE(name)                         \
+  template <class V, int U, class P>                       \
+  FASTACT_FN auto name(Pack<V, U, P> a, Pack<V, U, P> b) { \
+    typename Pack<V, U, P>::Mask r;                        \
+    FASTACT_EACH = name(a.part[u], b.part[u]);             \
+    return r;                                              \
   }
-#define FASTACT_MASK_2(name)                                  \
-  template <class M, int U>                                   \
-  FASTACT_FN auto name(MaskPack<M, U> a, MaskPack<M, U> b) {  \
-    MaskPack<M, U> r;                                         \
-    FASTACT_EACH = name(a.part[u], b.part[u]);                \
-    return r;                                                 \
+#define FASTACT_MASK_2(name)                                 \
+  template <class M, int U>                                  \
+  FASTACT_FN auto name(MaskPack<M, U> a, MaskPack<M, U> b) { \
+    MaskPack<M, U> r;                                        \
+    FASTACT_EACH = name(a.part[u], b.part[u]);               \
+    return r;                                                \
   }
-#define FASTACT_INT_2(name)                                   \
-  template <class I, int U>                                   \
-  FASTACT_FN auto name(IntPack<I, U> a, IntPack<I, U> b) {    \
-    IntPack<I, U> r;                                          \
-    FASTACT_EACH = name(a.part[u], b.part[u]);                \
-    return r;                                                 \
+#define FASTACT_INT_2(name)                                \
+  template <class I, int U>                                \
+  FASTACT_FN auto name(IntPack<I, U> a, IntPack<I, U> b) { \
+    IntPack<I, U> r;                                       \
+    FASTACT_EACH = name(a.part[u], b.part[u]);             \
+    return r;                                              \
   }
 
 FASTACT_PACK_1(operator-)
@@ -269,8 +267,8 @@ FASTACT_FN Pack<V, U, P> map_pairs(Pack<V, U, P> a, Pack<V, U, P> b, F f) {
   } else {
     Pack<V, U, P> r;
     FASTACT_UNROLL for (int u = 0; u < U; u += 2) {
-      const Pack<V, 2, P> pair = f(Pack<V, 2, P>(a.part[u], a.part[u + 1]),
-                                   Pack<V, 2, P>(b.part[u], b.part[u + 1]));
+      const Pack<V, 2, P> pair =
+          f(Pack<V, 2, P>(a.part[u], a.part[u + 1]), Pack<V, 2, P>(b.part[u], b.part[u + 1]));
       r.part[u] = pair.part[0];
       r.part[u + 1] = pair.part[1];
     }

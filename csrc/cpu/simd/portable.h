@@ -1,6 +1,6 @@
-// The vocabulary of math/scalar.h for any processor: 16-byte vectors of 4 float or 2 double lanes, in
-// the vector extension that GCC and Clang share, so that one text becomes SSE2, NEON or plain code.
-// (As arrays of lanes, GCC 12 leaves most formulas scalar.)
+// The vocabulary of math/scalar.h for any processor: 16-byte vectors of 4 float or 2 double lanes,
+// in the vector extension that GCC and Clang share, so that one text becomes SSE2, NEON or plain
+// code. (As arrays of lanes, GCC 12 leaves most formulas scalar.)
 //
 // fma is a multiplication and an addition, rounded twice: a fused one would be a call to the C
 // library here. The formulas evaluate float in double lanes, where that does not matter.
@@ -146,8 +146,7 @@ struct Vec<float> {
     const lanes::UInt32 magnitude = bits & 0x7fffffff;
     const lanes::Int32 order = lanes::as<lanes::Int32>(magnitude);
     const lanes::UInt32 sign = (bits >> 16) & 0x8000;
-    const lanes::UInt32 normal =
-        (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const lanes::UInt32 normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
     const lanes::UInt32 subnormal =
         lanes::as<lanes::UInt32>(lanes::as<lanes::Float>(magnitude) + 0.5f) - 0x3f000000u;
     lanes::UInt32 result = order < 0x38800000 ? subnormal : normal;
@@ -190,46 +189,46 @@ struct Vec<double> {
 };
 
 // What float and double spell alike. T: the lane; I: the integer vector of that size.
-#define FASTACT_LANES(T, I, kAbs)                                                                  \
-  FASTACT_FN Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }                            \
-  FASTACT_FN Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }                            \
-  FASTACT_FN Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }                            \
-  FASTACT_FN Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }                            \
-  FASTACT_FN Vec<T> operator-(Vec<T> a) { return -a.v; }                                           \
-  FASTACT_FN Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return a.v * b.v + c.v; }                  \
-  FASTACT_FN Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) { return c.v - a.v * b.v; }                 \
-  FASTACT_FN Vec<T> min(Vec<T> a, Vec<T> b) { return a.v < b.v ? a.v : b.v; }                      \
-  FASTACT_FN Vec<T> max(Vec<T> a, Vec<T> b) { return a.v > b.v ? a.v : b.v; }                      \
-  FASTACT_FN LaneMask<T> operator<(Vec<T> a, Vec<T> b) { return {a.v < b.v}; }                     \
-  FASTACT_FN LaneMask<T> operator<=(Vec<T> a, Vec<T> b) { return {a.v <= b.v}; }                   \
-  FASTACT_FN LaneMask<T> operator>(Vec<T> a, Vec<T> b) { return {a.v > b.v}; }                     \
-  FASTACT_FN LaneMask<T> operator>=(Vec<T> a, Vec<T> b) { return {a.v >= b.v}; }                   \
-  FASTACT_FN LaneMask<T> operator==(Vec<T> a, Vec<T> b) { return {a.v == b.v}; }                   \
-  FASTACT_FN LaneMask<T> operator!=(Vec<T> a, Vec<T> b) { return {a.v != b.v}; }                   \
-  FASTACT_FN LaneMask<T> isnan(Vec<T> a) { return {a.v != a.v}; }                                  \
-  FASTACT_FN LaneMask<T> operator&(LaneMask<T> a, LaneMask<T> b) { return {a.m & b.m}; }           \
-  FASTACT_FN LaneMask<T> operator|(LaneMask<T> a, LaneMask<T> b) { return {a.m | b.m}; }           \
-  FASTACT_FN LaneMask<T> operator!(LaneMask<T> a) { return {~a.m}; }                               \
-  FASTACT_FN bool any(LaneMask<T> a) {                                                             \
-    const lanes::Int64 m = lanes::as<lanes::Int64>(a.m);                                           \
-    return (m[0] | m[1]) != 0;                                                                     \
-  }                                                                                                \
-  FASTACT_FN Vec<T> select(LaneMask<T> mask, Vec<T> if_true, Vec<T> if_false) {                    \
-    return mask.m ? if_true.v : if_false.v;                                                        \
-  }                                                                                                \
-  FASTACT_FN Vec<I> to_bits(Vec<T> a) { return lanes::as<decltype(Vec<I>::v)>(a.v); }              \
-  template <class V>                                                                               \
-  FASTACT_FN V from_bits(Vec<I> a) {                                                               \
-    return lanes::as<decltype(V::v)>(a.v);                                                         \
-  }                                                                                                \
-  FASTACT_FN Vec<I> operator+(Vec<I> a, Vec<I> b) { return a.v + b.v; }                            \
-  FASTACT_FN Vec<I> operator-(Vec<I> a, Vec<I> b) { return a.v - b.v; }                            \
-  FASTACT_FN Vec<I> operator&(Vec<I> a, Vec<I> b) { return a.v & b.v; }                            \
-  FASTACT_FN Vec<I> operator|(Vec<I> a, Vec<I> b) { return a.v | b.v; }                            \
-  FASTACT_FN Vec<T> abs(Vec<T> a) { return from_bits<Vec<T>>(to_bits(a) & Vec<I>(kAbs)); }         \
-  FASTACT_FN Vec<T> copysign(Vec<T> magnitude, Vec<T> sign) {                                      \
-    return from_bits<Vec<T>>((to_bits(magnitude) & Vec<I>(kAbs)) |                                 \
-                             (to_bits(sign) & Vec<I>(~kAbs)));                                     \
+#define FASTACT_LANES(T, I, kAbs)                                                          \
+  FASTACT_FN Vec<T> operator+(Vec<T> a, Vec<T> b) { return a.v + b.v; }                    \
+  FASTACT_FN Vec<T> operator-(Vec<T> a, Vec<T> b) { return a.v - b.v; }                    \
+  FASTACT_FN Vec<T> operator*(Vec<T> a, Vec<T> b) { return a.v * b.v; }                    \
+  FASTACT_FN Vec<T> operator/(Vec<T> a, Vec<T> b) { return a.v / b.v; }                    \
+  FASTACT_FN Vec<T> operator-(Vec<T> a) { return -a.v; }                                   \
+  FASTACT_FN Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { return a.v * b.v + c.v; }          \
+  FASTACT_FN Vec<T> fnma(Vec<T> a, Vec<T> b, Vec<T> c) { return c.v - a.v * b.v; }         \
+  FASTACT_FN Vec<T> min(Vec<T> a, Vec<T> b) { return a.v < b.v ? a.v : b.v; }              \
+  FASTACT_FN Vec<T> max(Vec<T> a, Vec<T> b) { return a.v > b.v ? a.v : b.v; }              \
+  FASTACT_FN LaneMask<T> operator<(Vec<T> a, Vec<T> b) { return {a.v < b.v}; }             \
+  FASTACT_FN LaneMask<T> operator<=(Vec<T> a, Vec<T> b) { return {a.v <= b.v}; }           \
+  FASTACT_FN LaneMask<T> operator>(Vec<T> a, Vec<T> b) { return {a.v > b.v}; }             \
+  FASTACT_FN LaneMask<T> operator>=(Vec<T> a, Vec<T> b) { return {a.v >= b.v}; }           \
+  FASTACT_FN LaneMask<T> operator==(Vec<T> a, Vec<T> b) { return {a.v == b.v}; }           \
+  FASTACT_FN LaneMask<T> operator!=(Vec<T> a, Vec<T> b) { return {a.v != b.v}; }           \
+  FASTACT_FN LaneMask<T> isnan(Vec<T> a) { return {a.v != a.v}; }                          \
+  FASTACT_FN LaneMask<T> operator&(LaneMask<T> a, LaneMask<T> b) { return {a.m & b.m}; }   \
+  FASTACT_FN LaneMask<T> operator|(LaneMask<T> a, LaneMask<T> b) { return {a.m | b.m}; }   \
+  FASTACT_FN LaneMask<T> operator!(LaneMask<T> a) { return {~a.m}; }                       \
+  FASTACT_FN bool any(LaneMask<T> a) {                                                     \
+    const lanes::Int64 m = lanes::as<lanes::Int64>(a.m);                                   \
+    return (m[0] | m[1]) != 0;                                                             \
+  }                                                                                        \
+  FASTACT_FN Vec<T> select(LaneMask<T> mask, Vec<T> if_true, Vec<T> if_false) {            \
+    return mask.m ? if_true.v : if_false.v;                                                \
+  }                                                                                        \
+  FASTACT_FN Vec<I> to_bits(Vec<T> a) { return lanes::as<decltype(Vec<I>::v)>(a.v); }      \
+  template <class V>                                                                       \
+  FASTACT_FN V from_bits(Vec<I> a) {                                                       \
+    return lanes::as<decltype(V::v)>(a.v);                                                 \
+  }                                                                                        \
+  FASTACT_FN Vec<I> operator+(Vec<I> a, Vec<I> b) { return a.v + b.v; }                    \
+  FASTACT_FN Vec<I> operator-(Vec<I> a, Vec<I> b) { return a.v - b.v; }                    \
+  FASTACT_FN Vec<I> operator&(Vec<I> a, Vec<I> b) { return a.v & b.v; }                    \
+  FASTACT_FN Vec<I> operator|(Vec<I> a, Vec<I> b) { return a.v | b.v; }                    \
+  FASTACT_FN Vec<T> abs(Vec<T> a) { return from_bits<Vec<T>>(to_bits(a) & Vec<I>(kAbs)); } \
+  FASTACT_FN Vec<T> copysign(Vec<T> magnitude, Vec<T> sign) {                              \
+    return from_bits<Vec<T>>((to_bits(magnitude) & Vec<I>(kAbs)) |                         \
+                             (to_bits(sign) & Vec<I>(~kAbs)));                             \
   }
 
 FASTACT_LANES(float, int32_t, INT32_MAX)
