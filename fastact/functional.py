@@ -43,17 +43,12 @@ def _source(row: Activation) -> str:
     traced = f"_{'reference' if row.inductor_fuses else 'operator'}_{row.name}"
     lines = [f"def {row.name}({signature}):"]
     if row.inplace:
-        # A node may save the input, so the operator is given a copy; compiled, that costs nothing.
+        # A node may save the input, so it is given a copy; compiled, that costs nothing.
         written = ", ".join(["input.clone()", *names])
-        compiled = (
-            f"{traced}({arguments}, inplace=True)"
-            if row.inductor_fuses
-            else f"input.copy_({traced}({written}))"
-        )
         lines += [
             "    if inplace:",
             "        if is_dynamo_compiling():",
-            f"            return {compiled}",
+            f"            return input.copy_({traced}({written}))",
             f"        return _door_{row.name}_({arguments})",
         ]
     lines += [
@@ -151,6 +146,10 @@ def rrelu(
         >>> FF.rrelu(torch.tensor([-1.0, 2.0]), 0.1, 0.3)
         tensor([-0.2000,  2.0000])
     """
+    if lower > upper:
+        raise RuntimeError(
+            f"fastact.rrelu(): lower: expected a bound of at most upper, {upper}, got {lower}"
+        )
     if training:
         return F.rrelu(input, lower, upper, training, inplace)
     return _unary["leaky_relu"](input, (lower + upper) / 2, inplace)

@@ -86,7 +86,7 @@ def test_a_weight_is_cast_once():
     ):
         functional.linear(x, w)
         functional.linear(x, w)
-    casts = {t.data_ptr() for t in saved if t.dtype == torch.bfloat16 and t.shape == w.shape}
+    casts = {t.data_ptr() for t in saved if t.dtype == torch.bfloat16 and sorted(t.shape) == [3, 6]}
     assert len(casts) == 1
 
 

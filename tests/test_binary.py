@@ -164,8 +164,7 @@ PROCESSORS = [
     ("avx2", "baseline", None),  # without fused multiply-add
     ("avx2 fma f16c", "avx2", ("avx512", "baseline, avx2")),
     ("avx2 fma f16c avx512f avx512bw", "avx2", None),  # the first processors with AVX-512
-    (AVX512, "avx512", ("avx512_bf16", "baseline, avx2, avx512")),
-    (f"{AVX512} avx512bf16", "avx512_bf16", None),
+    (AVX512, "avx512", None),
 ]
 # Loads the library that the argument names and runs every operator.
 LOADED = """

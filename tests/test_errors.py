@@ -85,7 +85,6 @@ REFUSED = [
     ("softmax", (X, 2), {}),
     ("softmax", (X, "a"), {}),
     ("rrelu", (X, 0.3, 0.1), {}),
-    ("rrelu", (X, 0.3, 0.1, True), {}),
     ("softmin", (X, -3), {}),
     ("log_softmax", (X, 2), {}),
     ("log_softmax", (torch.tensor(1.0), 1), {}),

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ATen/Functions.h>
+#include <ATen/ScalarOps.h>
 
 #include "activation.h"
 #include "math/activations.h"
@@ -177,7 +178,8 @@ struct Composition<Softplus> : AnyParameter {
 template <>
 struct Composition<Softsign> : AnyParameter {
   static Tensor forward(const Tensor& x, const double*) {
-    return at::div(x, at::add(at::abs(x), 1));
+    // With a tensor, as Python adds a number: nested tensors have no add() of a scalar.
+    return at::div(x, at::add(at::abs(x), at::native::wrapped_scalar_tensor(1)));
   }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     return at::div(g, at::square(at::add(at::abs(x), 1)));

@@ -55,11 +55,11 @@ void check_linear(const Tensor& input, const Tensor& weight, const Tensor& bias)
 }
 
 struct LinearBackward final : torch::autograd::TraceableFunction {
-  std::optional<std::string> activation;  // one whose backward reads the output
+  std::string activation;  // one whose backward reads the output
   std::vector<double> parameters;
   SavedVariable input;   // where weight needs a gradient
   SavedVariable weight;  // where input needs one
-  SavedVariable output;  // where there is an activation
+  SavedVariable output;
 
   std::string name() const override { return "fastact::linear"; }
 
@@ -77,11 +77,8 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
     if (!grads[0].defined()) {
       return result;
     }
-    Tensor dz = grads[0];
-    if (activation) {
-      const Epilogue epilogue("linear", *activation, parameters, std::nullopt);
-      dz = epilogue.backward(dz, output.unpack(getptr())).z;
-    }
+    const Epilogue epilogue("linear", activation, parameters, std::nullopt);
+    const Tensor dz = epilogue.backward(grads[0], output.unpack(getptr())).z;
     const auto as_matrix = [](const Tensor& t) {
       if (t.dim() == 2) {
         return t;
@@ -148,11 +145,10 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
                                         activation, parameters, slope_);
   }
   const Epilogue epilogue("linear", activation, parameters, slope_);
-  if (!epilogue.saves_output()) {
-    // The value before the activation is saved, so it must have a node of its own for higher orders
-    // to find their way through it.
-    return epilogue.apply(
-        linear_autograd(keys, input, weight, bias_, std::nullopt, {}, std::nullopt));
+  if (epilogue.is_identity() || !epilogue.saves_output()) {
+    // A value before the activation that is saved must have a node of its own, for higher orders to
+    // find their way through it.
+    return epilogue.apply(at::linear(input, weight, bias_));
   }
   const auto node = make_node<LinearBackward>(input, weight, bias);
   Tensor result = [&] {
@@ -161,11 +157,9 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
                                         activation, parameters, slope_);
   }();
   set_history(result, node);
-  if (!epilogue.is_identity()) {
-    node->activation = std::string(*activation);
-    node->parameters = parameters.vec();
-    node->output = SavedVariable(result, /*is_output=*/true);
-  }
+  node->activation = std::string(*activation);
+  node->parameters = parameters.vec();
+  node->output = SavedVariable(result, /*is_output=*/true);
   if (weight.requires_grad()) {
     node->input = SavedVariable(input, /*is_output=*/false);
   }

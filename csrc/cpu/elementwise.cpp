@@ -120,6 +120,30 @@ void forward_into(const Activation& activation, const Tensor& self, Tensor& resu
 
 }  // namespace
 
+void copy(const Tensor& from, const Tensor& to) {
+  constexpr int64_t kGrain = 1 << 15;  // a copy has next to no arithmetic to share out
+  const int64_t size = from.element_size();
+  const auto iterator =
+      at::TensorIteratorConfig().resize_outputs(false).add_output(to).add_const_input(from).build();
+  const auto loop = [&](char** data, const int64_t* strides, int64_t n, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) {
+      copy_elements(size, data[1] + row * strides[3], strides[1], data[0] + row * strides[2],
+                    strides[0], n);
+    }
+  };
+  parallel_for(iterator.numel(), kGrain,
+               [&](int64_t begin, int64_t end) { iterator.serial_for_each(loop, {begin, end}); });
+}
+
+Tensor contiguous(const Tensor& t) {
+  if (t.is_contiguous()) {
+    return t;
+  }
+  Tensor result = empty(t.sizes(), t.scalar_type());
+  copy(t, result);
+  return result;
+}
+
 Tensor unary_forward(const Activation& activation, const Tensor& self, const double* parameters) {
   activation.check(parameters);
   if (C10_UNLIKELY(!has_kernels(self))) {

@@ -12,6 +12,13 @@ inline bool has_kernels(const Tensor& t) {
          !t.is_neg() && enabled();
 }
 
+// The elements of `from` into `to`, of one dtype and shape, on fastact's threads: at::copy_ and
+// contiguous() hang in a forked child (see parallel.h).
+void copy(const Tensor& from, const Tensor& to);
+
+// `t` itself where it is contiguous, else a contiguous copy.
+Tensor contiguous(const Tensor& t);
+
 Tensor unary_forward(const Activation& activation, const Tensor& self, const double* parameters);
 Tensor& unary_inplace(const Activation& activation, Tensor& self, const double* parameters);
 Tensor unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved,

@@ -39,7 +39,7 @@ Tensor forward(const GatedUnit& unit, const Tensor& self, int64_t dim) {
   if (!has_kernels(self)) {
     return compose_gated(unit, self, dim);
   }
-  const Tensor x = self.contiguous();
+  const Tensor x = contiguous(self);
   at::DimVector sizes(x.sizes().begin(), x.sizes().end());
   sizes[dim] /= 2;
   Tensor y = empty(sizes, x.scalar_type());
@@ -60,8 +60,8 @@ Tensor backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self, i
   if (!has_kernels(self) || !has_kernels(grad) || grad.scalar_type() != self.scalar_type()) {
     return compose_gated_backward(unit, grad, self, dim);
   }
-  const Tensor x = self.contiguous();
-  const Tensor g = grad.contiguous();
+  const Tensor x = contiguous(self);
+  const Tensor g = contiguous(grad);
   Tensor dx = empty(x.sizes(), x.scalar_type());
   const GatedBackwardKernel kernel =
       kernels().elementwise[table_dtype(x.scalar_type())].gated_backward[unit.gate];

@@ -51,7 +51,7 @@ Rows rows_of(const Tensor& self, int64_t slopes) {
 Tensor dense(const Tensor& t, int64_t slopes) {
   const bool described =
       slopes == 1 ? t.is_non_overlapping_and_dense() : t.is_contiguous() || is_channels_last(t);
-  return described ? t : t.contiguous();
+  return described ? t : contiguous(t);
 }
 
 // Work units: whole rows where they are short, pieces of rows where they are long.
@@ -97,7 +97,7 @@ Tensor forward(const Tensor& self, const Tensor& weight) {
   }
   const int64_t slopes = weight.numel();
   const Tensor x = dense(self, slopes);
-  const Tensor w = weight.contiguous();
+  const Tensor w = contiguous(weight);
   // at::empty_like(self)'s strides, whatever layout the kernel reads.
   Tensor result = empty_like(self);
   Tensor y = result.strides() == x.strides() || (result.is_contiguous() && x.is_contiguous())
@@ -118,7 +118,7 @@ Tensor forward(const Tensor& self, const Tensor& weight) {
     });
   });
   if (!y.is_same(result)) {
-    result.copy_(y);
+    copy(y, result);
   }
   return result;
 }
@@ -130,11 +130,11 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& self, cons
   }
   const int64_t slopes = weight.numel();
   const Tensor x = dense(self, slopes);
-  const Tensor w = weight.contiguous();
+  const Tensor w = contiguous(weight);
   Tensor g = grad;
   if (g.strides() != x.strides()) {
     g = empty_like(x);
-    g.copy_(grad);
+    copy(grad, g);
   }
   Tensor result = empty_like(self);
   Tensor dx = result.strides() == x.strides() ? result : empty_like(x);
@@ -191,7 +191,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& self, cons
     }
   });
   if (!dx.is_same(result)) {
-    result.copy_(dx);
+    copy(dx, result);
   }
   return {result, dweight};
 }

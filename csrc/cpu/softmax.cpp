@@ -71,7 +71,7 @@ void for_each_block(const Shape& shape, int64_t begin, int64_t end, int64_t bloc
 
 Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
   dim = at::maybe_wrap_dim(dim, self.dim());
-  const Tensor x = self.contiguous();
+  const Tensor x = contiguous(self);
   Tensor y = empty(x.sizes(), x.scalar_type());
   if (x.numel() == 0) {
     return y;
@@ -101,8 +101,8 @@ Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
 
 Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double scale, bool log) {
   dim = at::maybe_wrap_dim(dim, output.dim());
-  const Tensor g = grad.contiguous();
-  const Tensor y = output.contiguous();
+  const Tensor g = contiguous(grad);
+  const Tensor y = contiguous(output);
   Tensor dx = empty(y.sizes(), y.scalar_type());
   if (y.numel() == 0) {
     return dx;

@@ -312,25 +312,30 @@ struct Softplus {
 
   template <class V>
   struct Formula {
-    V beta;
-    V inverse;
+    // beta x is not rounded to V: e^(beta x) would lose as many digits as beta x has before the
+    // point.
+    using W = decltype(widen<Short>(V()));
+    W beta;
+    W inverse;
+    V short_beta;
     V threshold;
     // beta is 1, and above the threshold softplus(x) rounds to x anyway.
     bool plain;
     FASTACT_FN explicit Formula(const double* p)
-        : beta(broadcast<V>(p[0])),
-          inverse(broadcast<V>(1 / p[0])),
+        : beta(broadcast<W>(p[0])),
+          inverse(broadcast<W>(1 / p[0])),
+          short_beta(broadcast<V>(p[0])),
           threshold(broadcast<V>(p[1])),
           plain(p[0] == 1 && p[1] >= (kIsDouble<V> ? 37 : 18)) {}
     FASTACT_FN V forward(V x) const {
       if (plain) return softplus(x);
-      const V z = x * beta;
-      return select(z > threshold, x, softplus(z) * inverse);
+      const V y = narrow<V>(softplus(widen<Short>(x) * beta) * inverse);
+      return select(x * short_beta > threshold, x, y);
     }
     FASTACT_FN V backward(V grad, V x) const {
       if (plain) return grad * sigmoid(x);
-      const V z = x * beta;
-      return select(z > threshold, grad, grad * sigmoid(z));
+      const V slope = narrow<V>(sigmoid(widen<Short>(x) * beta));
+      return select(x * short_beta > threshold, grad, grad * slope);
     }
   };
 };

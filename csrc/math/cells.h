@@ -47,22 +47,22 @@ FASTACT_FN V cell_polynomial(const float (&c)[kRows][kEntries], IntOf<V> index, 
   return sum;
 }
 
-// y, but Tail::apply(x) wherever |x| >= limit or x is NaN: at the limit itself grid_point() may
-// round up to the cell after the last. The tail runs for the whole group as soon as one lane needs
-// it, and for two registers at a time: all at once would not fit, and one at a time, their long
-// chains would wait for themselves. Out of line it would cost 3 cycles more per 16 elements, in
-// memory traffic (AMD Zen 5).
+// y, but Tail::apply(x) wherever |x| >= limit; NaN stays with y. (At the limit itself, grid_point()
+// may round up to the cell after the last.) The tail runs for the whole group as soon as one lane
+// needs it, and for two registers at a time: all at once would not fit, and one at a time, their
+// long chains would wait for themselves. Out of line it would cost 3 cycles more per 16 elements,
+// in memory traffic (AMD Zen 5).
 template <class Tail, class V>
 FASTACT_FN V with_tail(V x, V y, float limit) {
   if (FASTACT_UNLIKELY(any_greater(to_bits(abs(x)), to_bits(limit) - 1))) {
     return map_pairs(x, y, [limit](auto pair, auto inside) FASTACT_LAMBDA {
-      return select(abs(pair) < decltype(pair)(limit), inside, Tail::apply(pair));
+      return select(abs(pair) >= decltype(pair)(limit), Tail::apply(pair), inside);
     });
   }
   return y;
 }
 
-// What e^-x may be asked for; it is 0 long before.
+// Beyond, e^x rounds to 0 or infinity.
 constexpr float kTableExpLimit = 110;
 
 // x = n ln(2) + r, n the nearest multiple of 1/E for E = Tables::kExpEntries; 2^(n - floor(n)) is

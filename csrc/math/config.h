@@ -28,8 +28,10 @@
 #endif
 
 // Loops over a few registers, which must become registers before anything else is optimised.
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define FASTACT_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define FASTACT_UNROLL
 #elif defined(__clang__)
 #define FASTACT_UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)

@@ -53,35 +53,45 @@ template <class V>
 struct ExponentialUnit {
   // The type that forward() computes in: SELU's constants are no floats.
   using W = decltype(widen<Short>(V()));
-  double positive;
-  double negative;
-  double steepness;
+  W positive;
+  W negative;
+  W steepness;
+  V positive_slope;
+  V negative_high;  // `negative` in two parts
+  V negative_low;
+  V steepness_slope;
+  bool is_unit;      // all three are 1
+  bool from_output;  // what backward() gets (see saves_output)
 
   FASTACT_FN ExponentialUnit(double positive, double negative, double steepness)
-      : positive(positive), negative(negative), steepness(steepness) {}
+      : positive(broadcast<W>(positive)),
+        negative(broadcast<W>(negative)),
+        steepness(broadcast<W>(steepness)),
+        positive_slope(broadcast<V>(positive)),
+        negative_high(broadcast<V>(negative)),
+        negative_low(
+            broadcast<V>(negative - static_cast<double>(static_cast<ScalarOf<V>>(negative)))),
+        steepness_slope(broadcast<V>(steepness)),
+        is_unit(positive == 1 && negative == 1 && steepness == 1),
+        from_output(negative >= 0) {}
 
   FASTACT_FN V forward(V x) const {
-    if (positive == 1 && negative == 1 && steepness == 1) {
-      return select(x >= V(0), x, expm1_of_negative(x));
-    }
+    if (is_unit) return select(x >= V(0), x, expm1_of_negative(x));
     const W w = widen<Short>(x);
-    const W below = broadcast<W>(negative) * expm1_of_negative(w * broadcast<W>(steepness));
-    return narrow<V>(select(w >= W(0), w * broadcast<W>(positive), below));
+    return narrow<V>(select(w >= W(0), w * positive, negative * expm1_of_negative(w * steepness)));
   }
 
   FASTACT_FN V backward(V grad, V saved) const {
-    // With a negative factor that is below 0, the input is saved (see saves_output).
-    if (negative < 0) {
+    V slope;
+    if (from_output) {
+      // Below 0 the derivative is steepness * negative * e^(steepness * x), which is
+      // steepness * (y + negative): nearly a difference, to which the factor's low part counts.
+      slope = steepness_slope * ((saved + negative_high) + negative_low);
+    } else {
       const W w = widen<Short>(saved);
-      const W slope = broadcast<W>(steepness * negative) * exp(w * broadcast<W>(steepness));
-      return narrow<V>(widen<Short>(grad) * select(w > W(0), broadcast<W>(positive), slope));
+      slope = narrow<V>(steepness * negative * exp(w * steepness));
     }
-    // Below 0 the derivative is steepness * negative * e^(steepness * x), which is
-    // steepness * (y + negative): nearly a difference, to which the factor's low part counts.
-    const V high = broadcast<V>(negative);
-    const V low = broadcast<V>(negative - static_cast<double>(static_cast<ScalarOf<V>>(negative)));
-    const V slope = broadcast<V>(steepness) * ((saved + high) + low);
-    return grad * select(saved > V(0), broadcast<V>(positive), slope);
+    return grad * select(saved > V(0), positive_slope, slope);
   }
 };
 

@@ -63,12 +63,10 @@ namespace by_table {
 template <class V>
 FASTACT_FN V exp(V x) {
   using T = Tables<V>;
-  const ExpSteps<V> s = exp_steps(x);
-  // Where |x| is large, r means nothing, but must be finite.
-  const V r = hold(s.r, V(1.0f / (2 * T::kExpEntries)));
+  const ExpSteps<V> s = exp_steps(max(V(-kTableExpLimit), min(V(kTableExpLimit), x)));
   const V power = lookup<V>(T::kExp[0], s.index);
-  const V q = fma(polynomial(T::kExpPolynomial, r), r, V(1));
-  return scale(fma(power * r, q, power), s.n);
+  const V q = fma(polynomial(T::kExpPolynomial, s.r), s.r, V(1));
+  return scale(fma(power * s.r, q, power), s.n);
 }
 
 // For x <= 0. With p = 2^n in the table's two parts and e^r = 1 + r + u: (p - 1) + p r + p u, p - 1

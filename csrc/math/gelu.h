@@ -292,7 +292,7 @@ FASTACT_FN V gelu_tanh_slope(V x) {
     const W negative = exp_product((d + x_slope) * over * over, -abs(z), argument.rest);
     const W positive = (W(1) + x_slope * (e * over)) * over;
     const W slope = select(w < W(0), negative, positive);
-    if constexpr (kIsDouble<V>) {
+    if constexpr (kIsDouble<V> && !kIsScalar<V>) {
       return near_root(tables::kGeluTanhRoot, tables::kGeluTanhAtRoot, w, slope);
     }
     return narrow<V>(slope);

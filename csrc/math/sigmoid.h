@@ -67,7 +67,7 @@ FASTACT_FN V silu(V x) {
   // of 1/2 + ...
   const V constant = max(V(0), x) - lookup<V>(Tables<V>::kSilu[1], cell);
   const V y = fnma(d, p, select(a <= V(0.5f * Tables<V>::kWideCell), V(0.5f) * x, constant));
-  return with_tail<SiluTail>(x, y, Tables<V>::kWideLimit);
+  return with_tail<SiluTail>(x, copysign(y, x), Tables<V>::kWideLimit);
 }
 
 // log(1 + e) = e - e^2/2 + e^3/3.
@@ -173,7 +173,7 @@ template <class V>
 FASTACT_FN V mish(V x) {
   const GridPoint<V> cell = grid_point(x, Tables<V>::kSignedCell);
   const V y = cell_polynomial<0>(Tables<V>::kMish, cell.index, x - cell.point);
-  return with_tail<MishTail>(x, y, Tables<V>::kSignedLimit);
+  return with_tail<MishTail>(x, copysign(y, x), Tables<V>::kSignedLimit);
 }
 
 }  // namespace by_table
@@ -225,7 +225,8 @@ FASTACT_FN V silu_slope(V x) {
     const W negative = exp_product((d + w) * larger * larger, -abs(w));
     const W positive = (W(1) + w * (e * larger)) * larger;
     const W slope = select(w < W(0), negative, positive);
-    if constexpr (kIsDouble<V>) return near_root(tables::kSiluRoot, tables::kSiluAtRoot, w, slope);
+    if constexpr (kIsDouble<V> && !kIsScalar<V>)
+      return near_root(tables::kSiluRoot, tables::kSiluAtRoot, w, slope);
     return narrow<V>(slope);
   }
 }
@@ -285,7 +286,8 @@ FASTACT_FN V mish_slope(V x) {
     const W over = W(1) / (n + W(2));
     const W slope = fma(W(4) * w, (e + W(1)) * over, e + W(2)) * over;
     const W result = select(w < W(-1), exp_product(slope, w), e * slope);
-    if constexpr (kIsDouble<V>) return near_root(tables::kMishRoot, tables::kMishAtRoot, w, result);
+    if constexpr (kIsDouble<V> && !kIsScalar<V>)
+      return near_root(tables::kMishRoot, tables::kMishAtRoot, w, result);
     return narrow<V>(result);
   }
 }

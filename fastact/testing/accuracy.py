@@ -45,8 +45,8 @@ BOUND_GRADIENT = 4.0
 CHUNK = 1 << 17  # inputs at a time: a float64 temporary is 1 MiB, and stays in the cache
 STRIDE_OF_PYTORCH = 997  # PyTorch's own figures come from every 997th input
 
-
-# What is measured: every row whose elements have nothing to do with each other.
+# The rows whose elements have nothing to do with each other: with every setting of their
+# parameters, and with the one that is swept.
 _FAMILIES = ("unary", "prelu")
 ELEMENTWISE = [case for case in CASES if case.row.family in _FAMILIES]
 MEASURED = [case for case in DEFAULT_CASES if case.row.family in _FAMILIES]
@@ -66,20 +66,17 @@ def backward(case: Case, grad: Tensor, saved: Tensor) -> Tensor:
     return result[0] if isinstance(result, tuple) else result
 
 
-_saves_output: dict[str, bool] = {}
-
-
+@functools.cache
 def saves_output(case: Case) -> bool:
     """Whether backward reads the output rather than the input."""
-    if str(case) not in _saves_output:
-        _saves_output[str(case)] = _ask_what_is_saved(case)
-    return _saves_output[str(case)]
-
-
-def _ask_what_is_saved(case: Case) -> bool:
     kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
     x = torch.ones(1, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = forward(case, x)
     return kept[0].data_ptr() == y.data_ptr()
 
@@ -207,11 +204,9 @@ def derivative(case: Case, saved: Tensor) -> Tensor | None:
     and no formula is known (the gradient is then measured end to end alone)."""
     name, wide = case.row.name, saved.double()
     if saves_output(case):
-        formula = _FROM_OUTPUT.get(name)
-        return formula and formula(wide, *case.values)
+        return _FROM_OUTPUT[name](wide, *case.values) if name in _FROM_OUTPUT else None
     if name in _FROM_INPUT:
         return _FROM_INPUT[name](wide, *case.values)
-
     return _with_limits(case, functools.partial(_differentiated, case), saved)
 
 
@@ -295,7 +290,7 @@ class Maximum:
 
 @dataclass
 class Errors:
-    """What a sweep found, in ULP; ``different`` counts results unlike PyTorch's bits.
+    """What a sweep found, in ULP, or 1 for bits that differ from PyTorch's and must not.
 
     Attributes:
         forward: of the output.

@@ -192,9 +192,6 @@ FASTACT_FN Vec<float> scale_down(Vec<float> a, Vec<float> n) {
   const __m256 is_zero = _mm256_cmp_ps(n.v, _mm256_set1_ps(-157.0f), _CMP_LT_OQ);
   return _mm256_mul_ps(_mm256_andnot_ps(is_zero, scaled), _mm256_set1_ps(0x1p-64f));
 }
-// Held to +-limit; NaN becomes +-limit.
-FASTACT_FN Vec<float> hold(Vec<float> a, Vec<float> limit) { return max(-limit, min(a, limit)); }
-
 FASTACT_FN LaneMask<float> operator<(Vec<float> a, Vec<float> b) {
   return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
 }

@@ -165,11 +165,6 @@ FASTACT_FN Vec<float> power_of_two(Vec<float> n) {
 // a 2^n for a normal number |a| in [0.1, 120] and n <= 62, a fraction rounded down; 0 and
 // subnormal results, too.
 FASTACT_FN Vec<float> scale_down(Vec<float> a, Vec<float> n) { return scale(a, n); }
-// Held to +-limit; NaN becomes +-limit.
-FASTACT_FN Vec<float> hold(Vec<float> a, Vec<float> limit) {
-  return _mm512_range_ps(a.v, limit.v, 2);
-}
-
 FASTACT_FN LaneMask<float> operator<(Vec<float> a, Vec<float> b) {
   return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
 }

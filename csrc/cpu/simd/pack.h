@@ -143,7 +143,6 @@ FASTACT_PACK_2(max)
 FASTACT_PACK_2(copysign)
 FASTACT_PACK_2(scale)
 FASTACT_PACK_2(scale_down)
-FASTACT_PACK_2(hold)
 FASTACT_PACK_3(fma)
 FASTACT_PACK_3(fnma)
 FASTACT_PACK_COMPARE(operator<)
@@ -244,8 +243,8 @@ FASTACT_FN Pack<Vec<double>, 2 * U, P> widen(Pack<Vec<float>, U> a) {
   }
   return r;
 }
-template <class P, int U>
-FASTACT_FN Pack<Vec<double>, U> widen(Pack<Vec<double>, U> a) {
+template <class P, int U, class Q>
+FASTACT_FN Pack<Vec<double>, U, Q> widen(Pack<Vec<double>, U, Q> a) {
   return a;
 }
 template <class P>
