@@ -11,6 +11,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_numbers.h>
 
+#include "linear.h"
 #include "math/activations.h"
 #include "operators.h"
 
@@ -182,48 +183,59 @@ PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None)
+// linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None), and
+// linear_packed, where `packed` comes after the input.
+template <bool packed>
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  constexpr const char* name = packed ? "linear_packed" : "linear";
+  constexpr Py_ssize_t kCount = packed ? 7 : 6;
+  PyObject* const* rest = args + (packed ? 2 : 1);  // weight, bias, activation, parameters, slope
   const auto plain_or_none = [](PyObject* object) { return object == Py_None || is_plain(object); };
   c10::SmallVector<double, 4> parameters;
   const auto parse = [&] {
-    if (count != 6 || !is_plain(args[0]) || !is_plain(args[1]) || !plain_or_none(args[2]) ||
-        !(args[3] == Py_None || PyUnicode_CheckExact(args[3])) || !PyTuple_CheckExact(args[4]) ||
-        !plain_or_none(args[5]) || !no_function_mode()) {
+    if (count != kCount || !is_plain(args[0]) || (packed && !is_plain(args[1])) ||
+        !is_plain(rest[0]) || !plain_or_none(rest[1]) ||
+        !(rest[2] == Py_None || PyUnicode_CheckExact(rest[2])) || !PyTuple_CheckExact(rest[3]) ||
+        !plain_or_none(rest[4]) || !no_function_mode()) {
       return false;
     }
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args[4]); ++i) {
-      if (!as_double(PyTuple_GET_ITEM(args[4], i), parameters.emplace_back())) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(rest[3]); ++i) {
+      if (!as_double(PyTuple_GET_ITEM(rest[3], i), parameters.emplace_back())) {
         return false;
       }
     }
     return true;
   };
   if (C10_UNLIKELY(!parse())) {
-    static PyObject* const packet = overload_packet("linear");
+    static PyObject* const packet = overload_packet(name);
     return call_packet(packet, args, count);
   }
-  using Schema =
-      Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-             std::optional<c10::string_view>, at::ArrayRef<double>, const std::optional<Tensor>&);
-  static const auto handle = find_operator<Schema>("linear");
   const auto optional_tensor = [](PyObject* object) {
-    return object == Py_None ? std::optional<Tensor>() : THPVariable_Unpack(object);
+    return object == Py_None ? OptionalTensor() : THPVariable_Unpack(object);
   };
-  std::optional<c10::string_view> activation;
-  if (args[3] != Py_None) {
+  ActivationName activation;
+  if (rest[2] != Py_None) {
     Py_ssize_t length = 0;
-    const char* text = PyUnicode_AsUTF8AndSize(args[3], &length);
+    const char* text = PyUnicode_AsUTF8AndSize(rest[2], &length);
     if (!text) {
       throw python_error();
     }
     activation = c10::string_view(text, static_cast<std::size_t>(length));
   }
-  const Tensor& weight = THPVariable_Unpack(args[1]);
-  return THPVariable_Wrap(run("linear", weight, [&] {
-    return handle.call(THPVariable_Unpack(args[0]), weight, optional_tensor(args[2]), activation,
-                       parameters, optional_tensor(args[5]));
+  const Tensor& input = THPVariable_Unpack(args[0]);
+  const Tensor& weight = THPVariable_Unpack(rest[0]);
+  const OptionalTensor bias = optional_tensor(rest[1]);
+  const OptionalTensor slope = optional_tensor(rest[4]);
+  return THPVariable_Wrap(run(name, weight, [&] {
+    if constexpr (packed) {
+      static const auto handle = find_operator<LinearPackedSchema>(name);
+      return handle.call(input, THPVariable_Unpack(args[1]), weight, bias, activation, parameters,
+                         slope);
+    } else {
+      static const auto handle = find_operator<LinearSchema>(name);
+      return handle.call(input, weight, bias, activation, parameters, slope);
+    }
   }));
   END_HANDLE_TH_ERRORS
 }
@@ -258,7 +270,8 @@ PYBIND11_MODULE(_C, m) {
   add_gated(m.ptr(), std::make_index_sequence<std::size(kGatedUnits)>{});
   add(m.ptr(), "softmax", &softmax<false>);
   add(m.ptr(), "log_softmax", &softmax<true>);
-  add(m.ptr(), "linear", &linear);
+  add(m.ptr(), "linear", &linear<false>);
+  add(m.ptr(), "linear_packed", &linear<true>);
 }
 
 }  // namespace fastact

@@ -16,6 +16,13 @@ class Epilogue {
            at::ArrayRef<double> parameters, const std::optional<Tensor>& slope);
 
   bool is_identity() const { return kind_ == Kind::kIdentity; }
+  // Whether each element of the output depends on one of the input.
+  bool is_elementwise() const { return kind_ != Kind::kSoftmax && kind_ != Kind::kLogSoftmax; }
+
+  // The registry activation, or null; PReLU's slope, or undefined.
+  const Activation* activation() const { return activation_; }
+  const double* parameters() const { return parameters_.data(); }
+  const Tensor& slope() const { return slope_; }
 
   // Which tensor backward() reads: the output, or the value before the activation.
   bool saves_output() const;

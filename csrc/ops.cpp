@@ -59,6 +59,23 @@ TORCH_LIBRARY(fastact, m) {
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias=None, str? activation=None, "
       "float[] params=[], Tensor? slope=None) -> Tensor");
+  // Output, and the value before the activation, for activations whose backward reads that.
+  m.def(
+      "linear_training(Tensor input, Tensor weight, Tensor? bias, str? activation, float[] params, "
+      "Tensor? slope) -> (Tensor, Tensor)");
+  // The gradients of input, weight, bias and slope, empty where `mask` is false. `saved` is the
+  // output or the value before the activation; each other tensor is there where a gradient needs
+  // it.
+  m.def(
+      "linear_backward(Tensor grad, Tensor? saved, Tensor? input, Tensor? weight, Tensor? bias, "
+      "Tensor? slope, str? activation, float[] params, bool[4] mask) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  // linear with a weight whose panels were packed before: `packed` is what pack_linear(weight)
+  // returned in this process, and the caller answers for it still being that. Empty: not packed.
+  m.def("pack_linear(Tensor weight) -> Tensor");
+  m.def(
+      "linear_packed(Tensor input, Tensor packed, Tensor weight, Tensor? bias=None, "
+      "str? activation=None, float[] params=[], Tensor? slope=None) -> Tensor");
 
   // Facts about the library: the CPU instruction set in use, those built (narrowest first), and
   // whether FASTACT_DISABLE=1 sends every call to ATen.

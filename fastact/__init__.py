@@ -14,6 +14,15 @@ load_operators()
 
 from fastact import functional, memory, nn, ops  # noqa: E402, F401  (the operators must be there first)
 from fastact._version import __version__  # noqa: E402
+from fastact.conversion import convert, revert  # noqa: E402
 from fastact.environment import info  # noqa: E402
 
-__all__ = ["__version__", "functional", "info", "memory", "nn"]
+__all__ = [
+    "__version__",
+    "convert",
+    "functional",
+    "info",
+    "memory",
+    "nn",
+    "revert",
+]

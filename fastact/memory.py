@@ -34,9 +34,15 @@ def set_limit(bytes: int) -> None:
     """Sets the most bytes that wait in the cache, and frees what exceeds it.
 
     Raises:
+        TypeError: bytes is no int.
         ValueError: bytes is negative.
     """
-    torch.ops.fastact.memory_set_limit(bytes)
+    if not isinstance(bytes, int):
+        raise TypeError(
+            "fastact.memory.set_limit(): bytes: expected an int, "
+            f"got {type(bytes).__name__} {bytes!r}"
+        )
+    torch.ops.fastact.memory_set_limit(min(bytes, 2**63 - 1))
 
 
 def enable() -> None:

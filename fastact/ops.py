@@ -93,6 +93,8 @@ def _register_gated(name: str) -> None:
     @torch.library.register_vmap(f"fastact::{name}")
     def _(info: Any, in_dims: Any, self: Tensor, dim: int = -1) -> Any:
         x = self.movedim(in_dims[0], 0)
+        if x.dim() == 1:  # samples without a dimension, which the operator refuses
+            return forward(x.new_empty(()), dim), 0
         return forward(x, _shifted(dim, x.dim() - 1)), 0
 
     @torch.library.register_vmap(f"fastact::{name}_backward")
@@ -148,19 +150,69 @@ def _linear(
         if b is not None:
             z = z + b.reshape(batch, 1, -1)
         z = z.reshape(*x.shape[:-1], *w.shape[1:-1])
+    return _activate(info, z, activation, params, slope, dims[5]), 0
+
+
+def _activate(
+    info: Any, z: Tensor, activation: str | None, params: Any, slope: Any, slope_dim: Any
+) -> Tensor:
+    """The activation of a fused operator, z's batch dimension in front."""
     if activation is None:
-        return z, 0
+        return z
     if activation == "prelu":
-        return _prelu(info, (0, dims[5]), z, slope)
+        return _prelu(info, (0, slope_dim), z, slope)[0]
     if activation in ("softmax", "log_softmax"):
         dim, *scale = (*params,) or (-1,)
-        return getattr(ops, activation)(z, _shifted(int(dim), z.dim() - 1), *scale), 0
-    return getattr(ops, activation)(z, *params), 0
+        return getattr(ops, activation)(z, _shifted(int(dim), z.dim() - 1), *scale)
+    return getattr(ops, activation)(z, *params)
+
+
+def _linear_training(info: Any, in_dims: Any, *args: Any) -> Any:
+    input, weight, bias, activation, params, slope = args
+    z, _ = _linear(info, in_dims[:3], input, weight, bias)
+    return (_activate(info, z, activation, params, slope, in_dims[5]), z), (0, 0)
+
+
+def _linear_backward(info: Any, in_dims: Any, *args: Any) -> Any:
+    tensors = [
+        _to_front(t, dim, info.batch_size) for t, dim in zip(args[:6], in_dims, strict=False)
+    ]
+    grad, saved, input, weight, _, slope = tensors
+    activation, params, mask = args[6:]
+    dslope = None
+    if activation is None:
+        dz = grad
+    elif activation == "prelu":
+        (dz, dslope), _ = _prelu_backward(info, (0, 0, 0), grad, saved, slope)
+    elif activation in ("softmax", "log_softmax"):
+        dim, *scale = (*params,) or (-1,)
+        scale = (scale or [1.0]) if activation == "softmax" else []
+        backward = getattr(ops, activation + "_backward")
+        dz = backward(grad, saved, _shifted(int(dim), saved.dim() - 1), *scale)
+    else:
+        dz = getattr(ops, activation + "_backward")(grad, saved, *params)
+    rows = dz.reshape(info.batch_size, -1, dz.shape[-1])
+    none = grad.new_empty(info.batch_size, 0)
+    return (
+        torch.bmm(rows, weight).reshape(*dz.shape[:-1], -1) if mask[0] else none,
+        torch.bmm(rows.transpose(1, 2), input.reshape(info.batch_size, -1, input.shape[-1]))
+        if mask[1]
+        else none,
+        rows.sum(1) if mask[2] else none,
+        dslope if mask[3] else none,
+    ), (0, 0, 0, 0)
+
+
+def _linear_packed(info: Any, in_dims: Any, input: Tensor, packed: Tensor, *args: Any) -> Any:
+    return _linear(info, (in_dims[0], *in_dims[2:]), input, *args)
 
 
 torch.library.register_vmap("fastact::prelu", _prelu)
 torch.library.register_vmap("fastact::prelu_backward", _prelu_backward)
 torch.library.register_vmap("fastact::linear", _linear)
+torch.library.register_vmap("fastact::linear_training", _linear_training)
+torch.library.register_vmap("fastact::linear_backward", _linear_backward)
+torch.library.register_vmap("fastact::linear_packed", _linear_packed)
 _register_softmax("softmax")
 _register_softmax("log_softmax")
 for _name in ("glu", "swiglu", "geglu", "reglu"):

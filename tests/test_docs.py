@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fastact
-from fastact.testing import accuracy
+from fastact.testing import accuracy, operators
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
@@ -109,6 +109,15 @@ def test_committed_accuracy_is_complete_and_has_not_grown(capsys):
     assert measured == {case.row.name for case in accuracy.MEASURED}
     assert "FAIL" not in sections[isa]
     assert accuracy.main(["--stride", "65537", "--check"]) == 0, capsys.readouterr().err
+
+
+# ---- docs/operators.md -------------------------------------------------------------------------
+
+
+def test_operators_document_is_up_to_date(capsys):
+    if f"PyTorch here is {operators.TORCH}." not in operators.DOCUMENT.read_text():
+        pytest.skip(f"docs/operators.md was not made with PyTorch {operators.TORCH}")
+    assert operators.main(["--check"]) == 0, capsys.readouterr().err
 
 
 # ---- docs/adding-an-activation.md --------------------------------------------------------------

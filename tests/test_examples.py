@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastact
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -35,13 +37,24 @@ def test_digits_trains_alike(activation):
     assert mine.accuracy(images, labels) == reference.accuracy(images, labels) > 0.88
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "prelu", "tanh"])
+def test_digits_converted_predicts_alike(activation):
+    digits = load("digits")
+    network = digits.train(activation, epochs=2)["torch.nn"].network
+    _, _, images, _ = digits.load_digits()
+    converted = fastact.convert(network)
+    torch.testing.assert_close(converted(images), network(images).detach())
+    assert torch.equal(converted(images).argmax(1), network(images).argmax(1))
+
+
 def test_digits_prints_its_table():
     pytest.importorskip("sklearn")
     command = [sys.executable, EXAMPLES / "digits.py", "--activation", "prelu", "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
-    header, reference, mine, summary = finished.stdout.splitlines()
+    training, inference = finished.stdout.split("\n\n")
+    header, reference, mine, summary = training.splitlines()
     assert header.split() == ["first", "loss", "last", "loss", "accuracy", "epoch"]
     for name, line in (("torch.nn", reference), ("fastact.nn", mine)):
         assert re.fullmatch(rf"{name} +2\.\d+ +\d\.\d+ +\d\d\.\d\d% +\d+\.\d\d ms", line), line
@@ -49,6 +62,12 @@ def test_digits_prints_its_table():
     assert re.fullmatch(
         r"losses differ by \d\.\de[-+]\d\d at most; \d+\.\d\d times as fast", summary
     ), summary
+    header, reference, mine, summary = inference.splitlines()
+    assert header.split() == ["accuracy", "360", "images"]
+    for name, line in (("torch.nn", reference), ("converted", mine)):
+        assert re.fullmatch(rf"{name} +\d+\.\d\d% +\d+\.\d{{3}} ms", line), line
+    assert reference.split()[1] == mine.split()[1]  # the accuracy
+    assert re.fullmatch(r"0 predictions differ; \d+\.\d\d times as fast", summary), summary
 
 
 def test_every_example_is_tested():

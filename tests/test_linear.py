@@ -100,8 +100,10 @@ def test_shapes(fused, shapes):
 @pytest.mark.parametrize("fused, dtype", pairs(FUSED_CASES, DTYPES))
 def test_dtypes(fused, dtype):
     tensors = _tensors(fused, (33, 65), (17, 65), (17,), dtype)
-    mine, theirs = _mine(fused, *tensors), _twin(fused, *tensors)
-    torch.testing.assert_close(mine, theirs, **TOLERANCES[dtype])
+    mine = _mine(fused, *tensors)
+    # PyTorch rounds to 16 bits before the activation, too, which at a jump makes a difference.
+    exact = [t if t is None else t.double() for t in tensors] if dtype.itemsize == 2 else tensors
+    torch.testing.assert_close(mine, _twin(fused, *exact).to(dtype), **TOLERANCES[dtype])
     assert mine.is_contiguous()
 
 

@@ -124,10 +124,33 @@ def test_linear_of_every_shape(fused, shapes):
         opcheck(ops.linear, _linear_arguments(fused, shapes, grad), test_utils=QUICK)
 
 
+@pytest.mark.parametrize("fused", FUSED_OF_EACH_KIND, ids=str)
+def test_linear_in_training(fused):
+    """The operators that linear's node is made of; autograd is linear's own."""
+    x, w, b, *activation = _linear_arguments(fused, LINEAR["matrix"], False)
+    checks = ("test_schema", "test_faketensor")
+    opcheck(ops.linear_training, (x, w, b, *activation), test_utils=checks)
+    y, z = ops.linear_training(x, w, b, *activation)
+    name, values, slope = activation
+    saved = None if name is None else z if fused.learnable or name == "silu" else y
+    for mask in ((True, True, True, fused.learnable), (True, False, False, False)):
+        arguments = (torch.randn_like(y), saved, x, w, b, slope, name, values, mask)
+        opcheck(ops.linear_backward, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("fused", FUSED_OF_EACH_KIND, ids=str)
+def test_linear_packed(fused):
+    x, w, b, *activation = _linear_arguments(fused, LINEAR["matrix"], False)
+    for packed in (ops.pack_linear(w), torch.empty(0, dtype=torch.uint8)):
+        opcheck(ops.linear_packed, (x, packed, w, b, *activation), test_utils=QUICK)
+
+
 def test_every_operator_is_checked():
     """The operators that return tensors: what the tests above run over, and no other."""
     names = {name for case in CASES for name in (case.row.name, case.row.name + "_backward")}
-    names |= {case.row.name + "_" for case in UNARY_CASES} | {"linear"}
+    names |= {case.row.name + "_" for case in UNARY_CASES}
+    names |= {"linear", "linear_training", "linear_backward", "linear_packed"}
+    names |= {"pack_linear"}  # its result is opaque: conversion makes it, outside of every graph
     defined = {
         schema.name.removeprefix("fastact::")
         for schema in torch._C._jit_get_all_schemas()

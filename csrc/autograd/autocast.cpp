@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "activation.h"
+#include "linear.h"
 #include "operators.h"
 
 namespace fastact {
@@ -14,17 +15,30 @@ using at::autocast::get_lower_precision_fp_from_device_type;
 
 template <c10::DeviceType device>
 struct LowerPrecision {
-  static Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                       std::optional<c10::string_view> activation, at::ArrayRef<double> parameters,
-                       const std::optional<Tensor>& slope) {
-    using Schema =
-        Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-               std::optional<c10::string_view>, at::ArrayRef<double>, const std::optional<Tensor>&);
-    static const auto handle = find_operator<Schema>("linear");
+  static Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                       ActivationName activation, at::ArrayRef<double> parameters,
+                       const OptionalTensor& slope) {
+    static const auto handle = find_operator<LinearSchema>("linear");
     c10::impl::ExcludeDispatchKeyGuard guard(
         at::autocast::get_autocast_dispatch_key_from_device_type(device));
     const auto dtype = get_lower_precision_fp_from_device_type(device);
     return handle.call(cached_cast(dtype, input, device), cached_cast(dtype, weight, device),
+                       cached_cast(dtype, bias, device), activation, parameters,
+                       cached_cast(dtype, slope, device));
+  }
+
+  // The packed weight has a dtype of its own: where that is another one, the plain weight is cast.
+  static Tensor linear_packed(const Tensor& input, const Tensor& packed, const Tensor& weight,
+                              const OptionalTensor& bias, ActivationName activation,
+                              at::ArrayRef<double> parameters, const OptionalTensor& slope) {
+    const auto dtype = get_lower_precision_fp_from_device_type(device);
+    if (weight.scalar_type() != dtype) {
+      return linear(input, weight, bias, activation, parameters, slope);
+    }
+    static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
+    c10::impl::ExcludeDispatchKeyGuard guard(
+        at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    return handle.call(cached_cast(dtype, input, device), packed, weight,
                        cached_cast(dtype, bias, device), activation, parameters,
                        cached_cast(dtype, slope, device));
   }
@@ -51,11 +65,13 @@ Tensor softplus_fp32(const Tensor& self, double beta, double threshold) {
 
 TORCH_LIBRARY_IMPL(fastact, AutocastCPU, m) {
   m.impl("linear", TORCH_FN(LowerPrecision<c10::DeviceType::CPU>::linear));
+  m.impl("linear_packed", TORCH_FN(LowerPrecision<c10::DeviceType::CPU>::linear_packed));
   m.impl("prelu", TORCH_FN(LowerPrecision<c10::DeviceType::CPU>::prelu));
 }
 
 TORCH_LIBRARY_IMPL(fastact, AutocastCUDA, m) {
   m.impl("linear", TORCH_FN(LowerPrecision<c10::DeviceType::CUDA>::linear));
+  m.impl("linear_packed", TORCH_FN(LowerPrecision<c10::DeviceType::CUDA>::linear_packed));
   m.impl("prelu", TORCH_FN(LowerPrecision<c10::DeviceType::CUDA>::prelu));
   m.impl("softplus", TORCH_FN(softplus_fp32));
 }

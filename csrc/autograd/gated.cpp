@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/glu.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
@@ -173,6 +174,9 @@ int64_t check_gated(const GatedUnit& unit, const Tensor& self, int64_t dim) {
 }
 
 Tensor compose_gated(const GatedUnit& unit, const Tensor& self, int64_t dim) {
+  if (unit.gate == kSigmoidGate && !is_kernel_dtype(self.scalar_type())) {
+    return at::glu(self, dim);  // which refuses integers
+  }
   const c10::SymInt half = self.sym_size(dim) / 2;
   const Tensor first = self.narrow_symint(dim, 0, half);
   const Tensor second = self.narrow_symint(dim, half, half);
@@ -183,6 +187,11 @@ Tensor compose_gated(const GatedUnit& unit, const Tensor& self, int64_t dim) {
 Tensor compose_gated_backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self,
                               int64_t dim) {
   const c10::SymInt half = self.sym_size(dim) / 2;
+  c10::SymDimVector sizes(self.sym_sizes().begin(), self.sym_sizes().end());
+  sizes[dim] = half;
+  TORCH_CHECK(grad.sym_sizes() == sizes, "fastact.", unit.name,
+              "_backward(): grad: expected the shape of the output, ", c10::SymIntArrayRef(sizes),
+              ", got ", grad.sym_sizes());
   const Tensor first = self.narrow_symint(dim, 0, half);
   const Tensor second = self.narrow_symint(dim, half, half);
   const Tensor& gate = unit.gate_first ? first : second;

@@ -18,13 +18,18 @@ namespace fastact {
   namespace isa {                                  \
   FASTACT_DECLARE(ElementwiseKernels, elementwise) \
   FASTACT_DECLARE(SoftmaxKernels, softmax)         \
+  FASTACT_DECLARE(GemmKernels, gemm)               \
   }
-#define FASTACT_FAMILIES(isa) FASTACT_TABLES(isa, elementwise), FASTACT_TABLES(isa, softmax)
+#define FASTACT_FAMILIES(isa) \
+  FASTACT_TABLES(isa, elementwise), FASTACT_TABLES(isa, softmax), FASTACT_TABLES(isa, gemm)
 
 FASTACT_DECLARE_FAMILIES(baseline)
 #if defined(__x86_64__)
 FASTACT_DECLARE_FAMILIES(avx2)
 FASTACT_DECLARE_FAMILIES(avx512)
+namespace avx512_bf16 {
+extern const GemmKernels gemm_bfloat16;
+}
 #endif
 
 namespace {
@@ -57,7 +62,11 @@ const InstructionSet kInstructionSets[] = {
     // Elementwise kernels gain nothing here: vcvtneps2bf16 flushes denormals, so bfloat16 is
     // rounded with integer arithmetic on both sets.
     {"avx512_bf16", has_avx512_bf16,
-     [] { return Kernels{"avx512_bf16", FASTACT_FAMILIES(avx512)}; }},
+     [] {
+       Kernels kernels{"avx512_bf16", FASTACT_FAMILIES(avx512)};
+       kernels.gemm[kBFloat16Dtype] = avx512_bf16::gemm_bfloat16;
+       return kernels;
+     }},
 #endif
 };
 

@@ -14,6 +14,7 @@ struct Kernels {
   const char* name;  // the instruction set
   ElementwiseKernels elementwise[kNumDtypes];
   SoftmaxKernels softmax[kNumDtypes];
+  GemmKernels gemm[kNumDtypes];
 };
 
 // The widest set that the processor has, or the one that FASTACT_ISA names.

@@ -66,7 +66,8 @@ struct GeluTanhTail {
   static FASTACT_FN V apply(V x) {
     const V a = min(V(11.2f), abs(x));
     const TableExp<V> e = gelu_tanh_exp(a);
-    return max(V(-0.0f), x) - scale_down(fnma(a, e.rough(), a) * (e.high + e.low), e.n);
+    const V f = fnma(a, e.rough(), a);
+    return max(V(-0.0f), x) - scale_down(fma(f, e.high, f * e.low), e.n);
   }
 };
 
@@ -77,7 +78,7 @@ FASTACT_FN V gelu_tanh(V x) {
   const V d = a - cell.point;
   const V p = cell_polynomial<1>(Tables<V>::kGeluTanh, cell.index, d);
   const V y = fnma(d, p, max(V(0), x) - lookup<V>(Tables<V>::kGeluTanh[0], cell.index));
-  return with_tail<GeluTanhTail>(x, y, Tables<V>::kNarrowLimit);
+  return with_tail<GeluTanhTail>(x, y, Tables<V>::kGeluTanhLimit);
 }
 
 // The derivative at -a, a > 0, is Phi(-a) - a phi(a), and at a it is 1 less that. With K as in
@@ -125,9 +126,10 @@ struct GeluTanhSlopeTail {
     const V rough = e.rough();
     constexpr float kLinear = static_cast<float>(kGeluTanhLinear);
     constexpr float kCubic = static_cast<float>(3 * kGeluTanhCubic);
-    const V factor = fnma(a, fma(V(kCubic), a * a, V(kLinear)), V(1)) + rough;
+    const V factor = fnma(a, fma(V(kCubic), a * a, V(kLinear)), V(1) + rough);
     const V f = fnma(factor + factor, rough, factor);
-    return select(x < V(0), scale_down(f * (e.high + e.low), e.n), fnma(f, rough, V(1)));
+    const V below = fma(f, e.high, f * e.low);
+    return select(x < V(0), scale_down(below, e.n), fnma(f, rough, V(1)));
   }
 };
 

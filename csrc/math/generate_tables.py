@@ -261,7 +261,7 @@ def cells(
 
     centres: "none" where they lie on the grid, so that the formula computes them; else a row of
     them comes first: "middle", "lucky" or "exact" ones, as above. special: {cell: (centre, its first coefficients)}.
-    rotate: the cell that stands first. apart: what c1 of cell 0 lacks, since the formula adds it.
+    rotate: the cell that stands first. apart: what c1 of the cell of 0 lacks, since the formula adds it.
     position: where lucky and exact points lie in their cell; a number, or one for each cell.
     """
     rng = np.random.default_rng(1986)
@@ -278,10 +278,11 @@ def cells(
             tries = search(f, low, high, rng, position[j])
         else:
             tries = [(middle, [])]
-        if apart and j == 0:
+        at_zero = low <= 0 < high
+        if apart and at_zero:
             # The first coefficient that is free then is c1 less `apart`.
             tries = [(0.0, [0.0])]
-        first = (lambda a: f(a) - apart * a) if apart and j == 0 else f
+        first = (lambda a: f(a) - apart * a) if apart and at_zero else f
         fits = [fit_cell(first, low, high, m, fixed, degree, f) + (m,) for m, fixed in tries]
         coefficients, error, centre = min(fits, key=lambda fit: fit[1])
         table.append(([centre] if centres != "none" else []) + coefficients)
@@ -408,6 +409,9 @@ def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degr
     for kind, size in (("Wide", width), ("Narrow", width / 2)):
         emit_constant("float", f"k{kind}Cell", float_literal(size))
         emit_constant("float", f"k{kind}Limit", float_literal(size * (entries - 0.5)))
+    # At the far end of a large cell gelu_tanh is a fifth of what it is in the middle.
+    limit = width / 2 * (entries - 0.5)
+    emit_constant("float", "kGeluTanhLimit", float_literal(limit if entries == 32 else 3.5))
     emit_constant("float", "kSignedCell", float_literal(16 / signed_entries))
     emit_constant("float", "kSignedLimit", float_literal(8 - 8 / signed_entries))
 
@@ -441,6 +445,8 @@ def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degr
         next(degree),
         "lucky",
         apart=slope,
+        # With many cells, nearer to the lower end, where selu(-a) is smallest.
+        position=0.4 if entries == 32 else 0.5,
     )
     cells(
         "kSilu",
@@ -464,12 +470,12 @@ def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degr
     )
     cells(
         "kMish",
-        "x tanh(log(1 + e^x)), signed cells.",
+        "x tanh(log(1 + e^x)), signed cells; that of 0 lacks the linear term x/2.",
         mish,
         both,
         next(degree),
-        special={half: (0.0, [0.0])},
         rotate=half,
+        apart=0.5,
     )
     cells(
         "kGelu",

@@ -172,7 +172,12 @@ FASTACT_FN V mish_slope(V x) {
 template <class V>
 FASTACT_FN V mish(V x) {
   const GridPoint<V> cell = grid_point(x, Tables<V>::kSignedCell);
-  const V y = cell_polynomial<0>(Tables<V>::kMish, cell.index, x - cell.point);
+  const V d = x - cell.point;
+  const V p = cell_polynomial<1>(Tables<V>::kMish, cell.index, d);
+  // In the cell of 0 the linear term x/2 is exact, and p adds little to it.
+  const V constant = select(abs(x) <= V(0.5f * Tables<V>::kSignedCell), V(0.5f) * x,
+                            lookup<V>(Tables<V>::kMish[0], cell.index));
+  const V y = fma(d, p, constant);
   return with_tail<MishTail>(x, copysign(y, x), Tables<V>::kSignedLimit);
 }
 

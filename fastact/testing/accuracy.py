@@ -703,11 +703,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--document", type=Path, default=DOCUMENT, help="docs/accuracy.md")
     arguments = parser.parse_args(argv)
-    complete = not (arguments.only or arguments.dtype or arguments.stride > 1)
+    complete = not (arguments.only or arguments.dtype)
     if arguments.write and not complete:
-        parser.error("--write needs a complete run: without --only, --dtype and --stride")
+        parser.error("--write needs a run over all activations: without --only and --dtype")
     if arguments.write is None:
-        arguments.write = complete and not arguments.check and arguments.document.parent.is_dir()
+        every_input = complete and arguments.stride == 1
+        arguments.write = every_input and not arguments.check and DOCUMENT.parent.is_dir()
     return arguments
 
 

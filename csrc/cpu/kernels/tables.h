@@ -70,6 +70,65 @@ struct SoftmaxKernels {
   SoftmaxColumnsBackwardKernel columns_backward;
 };
 
+// One tile of a matrix product (see kernels/gemm.h): `rows` rows of a, `units` units of k long and
+// `row_bytes` apart, by `columns` columns of b, at most a panel, whose rows are `b_bytes` apart. c
+// is of the compute type and has rows of a panel's width; all columns of the last register are
+// written. `bias` has an element for each column, or row, or is null.
+struct GemmTile {
+  const void* a;
+  int64_t row_bytes;
+  const void* b;
+  int64_t b_bytes;
+  int64_t units;
+  int64_t rows;
+  int columns;
+  const void* bias;
+  bool bias_per_row;
+  void* c;
+};
+
+// Up to kMaxGemmRows rows of x by `columns` rows of w, along k, as they lie. Strides in elements; c
+// and bias are of the compute type.
+struct GemmRows {
+  const void* x;
+  int64_t x_stride;
+  const void* w;
+  int64_t w_stride;
+  int64_t k;
+  int64_t rows;
+  int64_t columns;
+  const void* bias;
+  void* c;
+  int64_t c_stride;
+};
+constexpr int64_t kMaxGemmRows = 8;
+
+// One instruction set's matrix product of one dtype. The compute type is double for float64, else
+// float. Strides are in elements.
+struct GemmKernels {
+  int64_t panel;       // columns
+  int64_t unit_bytes;  // as packed
+  bool rows_in_place;  // a needs no packing where its elements along k are neighbours
+  int64_t depth;       // elements of k in a unit
+  void (*tile)(const GemmTile& tile);
+  // Panels [first, last) of b; a panel is ceil(k / depth) * panel units long.
+  void (*pack_panels)(const void* b, int64_t k_stride, int64_t n_stride, int64_t k, int64_t n,
+                      int64_t first, int64_t last, void* packed);
+  // Rows [first, last) of a, ceil(k / depth) units each.
+  void (*pack_rows)(const void* a, int64_t row_stride, int64_t k_stride, int64_t k, int64_t first,
+                    int64_t last, void* packed);
+  void (*rows)(const GemmRows& rows);
+  // Rows of the compute type into rows of the dtype, or into columns.
+  void (*store_rows)(const void* tile, int64_t tile_stride, int64_t rows, int64_t columns, void* c,
+                     int64_t c_stride);
+  void (*store_transposed)(const void* tile, int64_t tile_stride, int64_t rows, int64_t columns,
+                           void* c, int64_t c_stride);
+  // Elements of the dtype into ones of the compute type.
+  void (*widen)(const void* x, void* y, int64_t n);
+  // sums[j] += x[0][j] + x[1][j] + ..., in that order; sums are of the compute type.
+  void (*add_rows)(const void* x, int64_t stride, int64_t rows, int64_t columns, void* sums);
+};
+
 // One instruction set's elementwise kernels of one dtype; the unary ones in the order of
 // math/activations.h's list.
 struct ElementwiseKernels {

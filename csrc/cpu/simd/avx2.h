@@ -386,6 +386,43 @@ FASTACT_FN Vec<int64_t> shift_right(Vec<int64_t> a) {
   return _mm256_srli_epi64(a.v, kBits);
 }
 
+// Rows become columns.
+FASTACT_FN void transpose(Vec<float> (&r)[8]) {
+  __m256 pairs[8];
+  FASTACT_UNROLL for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    pairs[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  __m256d fours[8];  // [i + c]: rows i to i + 3 of the columns c and c + 4
+  FASTACT_UNROLL for (int i = 0; i < 8; i += 4) {
+    FASTACT_UNROLL for (int c = 0; c < 2; ++c) {
+      const __m256d low = _mm256_castps_pd(pairs[i + c]);
+      const __m256d high = _mm256_castps_pd(pairs[i + c + 2]);
+      fours[i + 2 * c] = _mm256_unpacklo_pd(low, high);
+      fours[i + 2 * c + 1] = _mm256_unpackhi_pd(low, high);
+    }
+  }
+  FASTACT_UNROLL for (int c = 0; c < 4; ++c) {
+    const __m256 top = _mm256_castpd_ps(fours[c]);
+    const __m256 bottom = _mm256_castpd_ps(fours[c + 4]);
+    r[c] = _mm256_permute2f128_ps(top, bottom, 0x20);
+    r[c + 4] = _mm256_permute2f128_ps(top, bottom, 0x31);
+  }
+}
+FASTACT_FN void transpose(Vec<double> (&r)[4]) {
+  __m256d pairs[4];
+  FASTACT_UNROLL for (int i = 0; i < 4; i += 2) {
+    pairs[i] = _mm256_unpacklo_pd(r[i].v, r[i + 1].v);
+    pairs[i + 1] = _mm256_unpackhi_pd(r[i].v, r[i + 1].v);
+  }
+  FASTACT_UNROLL for (int c = 0; c < 2; ++c) {
+    r[c] = _mm256_permute2f128_pd(pairs[c], pairs[c + 2], 0x20);
+    r[c + 2] = _mm256_permute2f128_pd(pairs[c], pairs[c + 2], 0x31);
+  }
+}
+
+constexpr bool kHasDotPairs = false;
+
 }  // namespace
 }  // namespace FASTACT_ISA
 }  // namespace fastact

@@ -339,6 +339,72 @@ FASTACT_FN Vec<int64_t> shift_right(Vec<int64_t> a) {
   return _mm512_srli_epi64(a.v, kBits);
 }
 
+// Rows become columns.
+FASTACT_FN void transpose(Vec<float> (&r)[16]) {
+  __m512 pairs[16];
+  FASTACT_UNROLL for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  __m512d fours[16];  // [i + c]: rows i to i + 3 of the columns c, c + 4, c + 8, c + 12
+  FASTACT_UNROLL for (int i = 0; i < 16; i += 4) {
+    FASTACT_UNROLL for (int c = 0; c < 2; ++c) {
+      const __m512d low = _mm512_castps_pd(pairs[i + c]);
+      const __m512d high = _mm512_castps_pd(pairs[i + c + 2]);
+      fours[i + 2 * c] = _mm512_unpacklo_pd(low, high);
+      fours[i + 2 * c + 1] = _mm512_unpackhi_pd(low, high);
+    }
+  }
+  FASTACT_UNROLL for (int c = 0; c < 4; ++c) {
+    const __m512 a = _mm512_castpd_ps(fours[c]);
+    const __m512 b = _mm512_castpd_ps(fours[c + 4]);
+    const __m512 d = _mm512_castpd_ps(fours[c + 8]);
+    const __m512 e = _mm512_castpd_ps(fours[c + 12]);
+    const __m512 even_top = _mm512_shuffle_f32x4(a, b, 0x88);
+    const __m512 even_bottom = _mm512_shuffle_f32x4(d, e, 0x88);
+    const __m512 odd_top = _mm512_shuffle_f32x4(a, b, 0xdd);
+    const __m512 odd_bottom = _mm512_shuffle_f32x4(d, e, 0xdd);
+    r[c] = _mm512_shuffle_f32x4(even_top, even_bottom, 0x88);
+    r[c + 4] = _mm512_shuffle_f32x4(odd_top, odd_bottom, 0x88);
+    r[c + 8] = _mm512_shuffle_f32x4(even_top, even_bottom, 0xdd);
+    r[c + 12] = _mm512_shuffle_f32x4(odd_top, odd_bottom, 0xdd);
+  }
+}
+FASTACT_FN void transpose(Vec<double> (&r)[8]) {
+  __m512d pairs[8];
+  FASTACT_UNROLL for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm512_unpacklo_pd(r[i].v, r[i + 1].v);
+    pairs[i + 1] = _mm512_unpackhi_pd(r[i].v, r[i + 1].v);
+  }
+  FASTACT_UNROLL for (int c = 0; c < 2; ++c) {
+    const __m512d even_top = _mm512_shuffle_f64x2(pairs[c], pairs[c + 2], 0x88);
+    const __m512d even_bottom = _mm512_shuffle_f64x2(pairs[c + 4], pairs[c + 6], 0x88);
+    const __m512d odd_top = _mm512_shuffle_f64x2(pairs[c], pairs[c + 2], 0xdd);
+    const __m512d odd_bottom = _mm512_shuffle_f64x2(pairs[c + 4], pairs[c + 6], 0xdd);
+    r[c] = _mm512_shuffle_f64x2(even_top, even_bottom, 0x88);
+    r[c + 2] = _mm512_shuffle_f64x2(odd_top, odd_bottom, 0x88);
+    r[c + 4] = _mm512_shuffle_f64x2(even_top, even_bottom, 0xdd);
+    r[c + 6] = _mm512_shuffle_f64x2(odd_top, odd_bottom, 0xdd);
+  }
+}
+
+// Lanes that hold two neighbouring bfloat16 numbers each: c + a.low b.low + a.high b.high.
+// Subnormal numbers count as 0, as in every product of this instruction.
+#if defined(__AVX512BF16__)
+constexpr bool kHasDotPairs = true;
+FASTACT_FN Vec<float> dot_pairs(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return _mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v);
+}
+FASTACT_FN Vec<float> load_pairs(const BFloat16* p) { return _mm512_loadu_ps(p); }
+// The first n numbers; others are 0.
+FASTACT_FN Vec<float> load_pairs(const BFloat16* p, int n) {
+  return _mm512_castsi512_ps(
+      _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << n) - 1), p));
+}
+#else
+constexpr bool kHasDotPairs = false;
+#endif
+
 }  // namespace
 }  // namespace FASTACT_ISA
 }  // namespace fastact

@@ -303,6 +303,21 @@ FASTACT_FN Vec<float> join(Vec<double> low, Vec<double> high) {
                       static_cast<float>(high.v[0]), static_cast<float>(high.v[1])};
 }
 
+// Rows become columns.
+template <class T, int N>
+FASTACT_FN void transpose(Vec<T> (&r)[N]) {
+  static_assert(N == Vec<T>::size, "a square");
+  for (int i = 0; i < N; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const T lane = r[i].v[j];
+      r[i].v[j] = r[j].v[i];
+      r[j].v[i] = lane;
+    }
+  }
+}
+
+constexpr bool kHasDotPairs = false;
+
 }  // namespace
 }  // namespace FASTACT_ISA
 }  // namespace fastact

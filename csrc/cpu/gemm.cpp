@@ -1,0 +1,267 @@
+#include "cpu/gemm.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/memory.h"
+#include "cpu/parallel.h"
+
+namespace fastact {
+namespace {
+
+// Rows of a tile: the part of a that meets a panel's at a time (256 units of k, see kernels/gemm.h)
+// fills 192 KiB of the second-level cache, and the panel's part is read from there 32 times.
+constexpr int64_t kTileRows = 192;
+constexpr int64_t kTileBytes = kTileRows * 256;
+constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row
+
+// Multiply-adds below which a second thread costs more than it takes over: waking it and waiting
+// for it takes some 3 us, in which a core does 300,000 (Zen 5).
+constexpr int64_t kParallelWork = int64_t{1} << 19;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Work {
+  const GemmProblem& p;
+  const GemmKernels& g;
+  int64_t size;          // of an element of c
+  int64_t compute_size;  // of an element of a tile
+  int64_t units;
+
+  explicit Work(const GemmProblem& problem)
+      : p(problem),
+        g(kernels().gemm[problem.dtype]),
+        size(problem.dtype == kFloat64   ? 8
+             : problem.dtype == kFloat32 ? 4
+                                         : 2),
+        compute_size(problem.dtype == kFloat64 ? 8 : 4),
+        units(ceil_div(problem.k, g.depth)) {}
+
+  int64_t panels(int64_t columns) const { return ceil_div(columns, g.panel); }
+  int64_t panel_bytes() const { return units * g.panel * g.unit_bytes; }
+
+  // f(begin, end) over `count` equal pieces of this product.
+  template <class F>
+  void split(int64_t count, const F& f) const {
+    const int64_t work = p.m * p.n * std::max<int64_t>(p.k, 1);
+    parallel_for(count, std::max<int64_t>(count * kParallelWork / std::max<int64_t>(work, 1), 1),
+                 f);
+  }
+
+  // Rows of equal tiles: at most kTileRows, and few enough that every thread gets as many.
+  int64_t tile_rows(int64_t rows, int64_t panels) const {
+    const int64_t threads = p.m * p.n * p.k < kParallelWork ? 1 : at::get_num_threads();
+    int64_t blocks = ceil_div(rows, kTileRows);
+    while (blocks * panels % threads && blocks * panels < 8 * threads && blocks * 12 < rows) {
+      ++blocks;
+    }
+    return std::min(kTileRows, ceil_div(ceil_div(rows, blocks), 6) * 6);
+  }
+
+  // The epilogue of a tile whose first element is c[row][column], or, transposed, whose rows are
+  // columns of c.
+  void finish(char* tile, int64_t tile_stride, int64_t rows, int64_t columns, int64_t row,
+              int64_t column, bool transposed) const {
+    const GemmEpilogue& e = p.epilogue;
+    const auto store = [&](void* to) {
+      char* first = static_cast<char*>(to) +
+                    (transposed ? column * p.c_stride + row : row * p.c_stride + column) * size;
+      (transposed ? g.store_transposed : g.store_rows)(tile, tile_stride, rows, columns, first,
+                                                       p.c_stride);
+    };
+    if (e.before) {
+      store(e.before);
+    }
+    if (e.activation && columns == tile_stride) {
+      e.activation(tile, tile, rows * columns, e.parameters);
+    } else if (e.activation || e.prelu) {
+      for (int64_t i = 0; i < rows; ++i) {
+        char* values = tile + i * tile_stride * compute_size;
+        if (e.activation) {
+          e.activation(values, values, columns, e.parameters);
+        } else {
+          const int64_t slope = e.slope_step * (transposed ? row + i : column);
+          e.prelu(values, static_cast<const char*>(e.slope) + slope * compute_size,
+                  transposed ? 0 : e.slope_step, values, columns);
+        }
+      }
+    }
+    store(p.c);
+  }
+
+  // Rows [0, rows) of `a` in place or packed against panels, where the panels are c's columns, or
+  // its rows if transposed. panel(j) gives a panel and its stride in bytes.
+  template <class Panel>
+  void multiply(const void* a, int64_t row_bytes, int64_t rows, int64_t columns, const Panel& panel,
+                bool transposed) const {
+    const int64_t count = panels(columns);
+    const int64_t height = tile_rows(rows, count);
+    const int64_t blocks = ceil_div(rows, height);
+    split(blocks * count, [&](int64_t begin, int64_t end) {
+      alignas(64) char tile[kTileBytes];
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t row = k / count * height;
+        const int64_t column = k % count * g.panel;
+        const int64_t tile_rows = std::min(height, rows - row);
+        const int tile_columns = static_cast<int>(std::min(g.panel, columns - column));
+        const auto [b, b_bytes] = panel(k % count);
+        const char* bias = static_cast<const char*>(p.epilogue.bias);
+        if (bias) {
+          bias += (transposed ? row : column) * compute_size;
+        }
+        g.tile({static_cast<const char*>(a) + row * row_bytes, row_bytes, b, b_bytes, units,
+                tile_rows, tile_columns, bias, transposed, tile});
+        finish(tile, g.panel, tile_rows, tile_columns, row, column, transposed);
+      }
+    });
+  }
+
+  void few_rows() const {
+    const int64_t threads = at::get_num_threads();
+    const int64_t width = std::min(kElementsOfFewRows,
+                                   std::max<int64_t>(ceil_div(ceil_div(p.n, threads), 24), 1) * 24);
+    split(ceil_div(p.n, width), [&](int64_t begin, int64_t end) {
+      alignas(64) char tile[kTileBytes];
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t column = block * width;
+        const int64_t columns = std::min(width, p.n - column);
+        const char* bias = static_cast<const char*>(p.epilogue.bias);
+        g.rows({p.a.data, p.a.row_stride,
+                static_cast<const char*>(p.b.data) + column * p.b.column_stride * size,
+                p.b.column_stride, p.k, p.m, columns, bias ? bias + column * compute_size : bias,
+                tile, columns});
+        finish(tile, columns, p.m, columns, 0, column, /*transposed=*/false);
+      }
+    });
+  }
+
+  // The panels of a matrix with k along `k_stride`.
+  Tensor pack_panels(const void* data, int64_t k_stride, int64_t stride, int64_t columns) const {
+    const int64_t count = panels(columns);
+    Tensor packed = empty({count * panel_bytes()}, at::kByte);
+    void* to = packed.mutable_data_ptr();
+    split(count, [&](int64_t begin, int64_t end) {
+      g.pack_panels(data, k_stride, stride, p.k, columns, begin, end, to);
+    });
+    return packed;
+  }
+
+  // The rows of a as the micro-kernel reads them, in `memory` where they must be packed.
+  std::pair<const void*, int64_t> rows_of_a(Tensor& memory) const {
+    if (g.rows_in_place && p.a.column_stride == 1 && p.k % g.depth == 0) {
+      return {p.a.data, p.a.row_stride * size};
+    }
+    const int64_t row_bytes = units * g.unit_bytes;
+    memory = empty({p.m * row_bytes}, at::kByte);
+    void* to = memory.mutable_data_ptr();
+    const int64_t blocks = ceil_div(p.m, 16);
+    split(blocks, [&](int64_t begin, int64_t end) {
+      g.pack_rows(p.a.data, p.a.row_stride, p.a.column_stride, p.k, begin * 16,
+                  std::min(end * 16, p.m), to);
+    });
+    return {to, row_bytes};
+  }
+
+  void run(GemmRoad road) const {
+    if (road == GemmRoad::kFewRows) {
+      return few_rows();
+    }
+    if (road == GemmRoad::kSwapped) {
+      const Tensor packed = pack_panels(p.a.data, p.a.column_stride, p.a.row_stride, p.m);
+      const char* first = static_cast<const char*>(packed.const_data_ptr());
+      return multiply(
+          p.b.data, p.b.column_stride * size, p.n, p.m,
+          [&](int64_t j) { return std::pair(first + j * panel_bytes(), g.panel * g.unit_bytes); },
+          /*transposed=*/true);
+    }
+    Tensor memory;
+    const auto [a, row_bytes] = rows_of_a(memory);
+    if (road == GemmRoad::kInPlace) {
+      // The last panel may be narrower than a register.
+      const int64_t whole = p.n / g.panel;
+      Tensor rest;
+      if (p.n % g.panel) {
+        rest = empty({panel_bytes()}, at::kByte);
+        g.pack_panels(static_cast<const char*>(p.b.data) + whole * g.panel * size, p.b.row_stride,
+                      1, p.k, p.n - whole * g.panel, 0, 1, rest.mutable_data_ptr());
+      }
+      return multiply(
+          a, row_bytes, p.m, p.n,
+          [&](int64_t j) {
+            return j < whole ? std::pair(static_cast<const char*>(p.b.data) + j * g.panel * size,
+                                         p.b.row_stride * size)
+                             : std::pair(static_cast<const char*>(rest.const_data_ptr()),
+                                         g.panel * g.unit_bytes);
+          },
+          /*transposed=*/false);
+    }
+    Tensor packed;
+    const char* first = static_cast<const char*>(p.packed_b);
+    if (!first) {
+      packed = pack_panels(p.b.data, p.b.row_stride, p.b.column_stride, p.n);
+      first = static_cast<const char*>(packed.const_data_ptr());
+    }
+    multiply(
+        a, row_bytes, p.m, p.n,
+        [&](int64_t j) { return std::pair(first + j * panel_bytes(), g.panel * g.unit_bytes); },
+        /*transposed=*/false);
+  }
+};
+
+}  // namespace
+
+GemmRoad gemm_road(const GemmProblem& p) {
+  const GemmKernels& g = kernels().gemm[p.dtype];
+  const bool b_along_k = p.b.row_stride == 1;
+  if (p.m <= kMaxGemmRows && p.a.column_stride == 1 && b_along_k) {
+    return GemmRoad::kFewRows;
+  }
+  if (p.packed_b) {
+    return GemmRoad::kPackedB;
+  }
+  if (p.b.column_stride == 1 && p.m <= 4 * kMaxGemmRows &&
+      (p.dtype == kFloat32 || p.dtype == kFloat64)) {
+    return GemmRoad::kInPlace;
+  }
+  if (b_along_k && g.rows_in_place && p.k % g.depth == 0 && p.m < p.n && p.m <= 256) {
+    return GemmRoad::kSwapped;
+  }
+  return GemmRoad::kPackB;
+}
+
+void gemm(const GemmProblem& p) {
+  if (p.m > 0 && p.n > 0) {
+    Work(p).run(gemm_road(p));
+  }
+}
+
+int64_t gemm_packed_bytes(Dtype dtype, int64_t k, int64_t n) {
+  const GemmKernels& g = kernels().gemm[dtype];
+  return ceil_div(n, g.panel) * g.panel * ceil_div(k, g.depth) * g.unit_bytes;
+}
+
+void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* packed) {
+  const GemmKernels& g = kernels().gemm[dtype];
+  g.pack_panels(b.data, b.row_stride, b.column_stride, k, n, 0, ceil_div(n, g.panel), packed);
+}
+
+void gemm_column_sums(Dtype dtype, const void* x, int64_t stride, int64_t m, int64_t n,
+                      void* sums) {
+  const GemmKernels& g = kernels().gemm[dtype];
+  const int64_t size = dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
+  const int64_t compute_size = dtype == kFloat64 ? 8 : 4;
+  std::memset(sums, 0, n * compute_size);
+  // By columns: each sum is one chain, whatever the number of threads.
+  const int64_t blocks = ceil_div(n, 64);
+  parallel_for(blocks, std::max<int64_t>(16384 / std::max<int64_t>(m * 64, 1), 1),
+               [&](int64_t begin, int64_t end) {
+                 const int64_t column = begin * 64;
+                 g.add_rows(static_cast<const char*>(x) + column * size, stride, m,
+                            std::min(end * 64, n) - column,
+                            static_cast<char*>(sums) + column * compute_size);
+               });
+}
+
+}  // namespace fastact

@@ -1,0 +1,242 @@
+// linear on the CPU: the matrix product of cpu/gemm.h with the activation on its tiles.
+#include "linear.h"
+
+#include <torch/library.h>
+
+#include "cpu/elementwise.h"
+#include "cpu/gemm.h"
+#include "cpu/memory.h"
+#include "epilogue.h"
+
+namespace fastact {
+namespace {
+
+at::ScalarType compute_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A dense row of the compute type.
+Tensor widened(const Tensor& t) {
+  const Tensor row = contiguous(t);
+  const at::ScalarType dtype = compute_dtype(t.scalar_type());
+  if (dtype == t.scalar_type()) {
+    return row;
+  }
+  Tensor result = empty(t.sizes(), dtype);
+  kernels().gemm[table_dtype(t.scalar_type())].widen(row.const_data_ptr(),
+                                                     result.mutable_data_ptr(), t.numel());
+  return result;
+}
+
+// The rows of a tensor of any rank as a matrix that gemm() reads as it lies, else as a copy.
+struct MatrixView {
+  Tensor tensor;
+  GemmOperand operand;
+  int64_t rows;
+
+  explicit MatrixView(const Tensor& t) : tensor(t) {
+    if (t.dim() != 2 || (t.stride(0) != 1 && t.stride(1) != 1) || t.stride(0) < 0) {
+      tensor = contiguous(t);
+    }
+    const int64_t columns = t.size(-1);
+    rows = columns ? t.numel() / columns : rows_of_empty(t);
+    operand = {tensor.const_data_ptr(), tensor.dim() == 2 ? tensor.stride(0) : columns,
+               tensor.dim() == 2 ? tensor.stride(1) : 1};
+    // A single row or column has a stride that says nothing.
+    if (rows == 1) {
+      operand.row_stride = columns;
+    }
+    if (columns == 1 && operand.row_stride != 1) {
+      operand.column_stride = 1;
+    }
+  }
+
+  GemmOperand transposed() const {
+    return {operand.data, operand.column_stride, operand.row_stride};
+  }
+
+ private:
+  static int64_t rows_of_empty(const Tensor& t) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i < t.dim() - 1; ++i) {
+      rows *= t.size(i);
+    }
+    return rows;
+  }
+};
+
+bool covered(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+             const OptionalTensor& slope) {
+  const auto fits = [&](const OptionalTensor& t) {
+    return !t || !t->defined() ||
+           (has_kernels(*t) && t->scalar_type() == input.scalar_type() && t->dim() == 1);
+  };
+  return has_kernels(input) && has_kernels(weight) && weight.dim() == 2 && fits(bias) &&
+         (!bias || !bias->defined() || bias->numel() == weight.size(0)) &&
+         (!slope || !slope->defined() ||
+          (has_kernels(*slope) && slope->dim() <= 1 &&
+           slope->scalar_type() == input.scalar_type()));
+}
+
+// Output and, if `training`, the value before the activation.
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
+                                   const OptionalTensor& bias_, const Epilogue& epilogue,
+                                   const void* packed, bool training) {
+  const int64_t n = weight.size(0);
+  at::DimVector sizes(input.sizes().begin(), input.sizes().end());
+  sizes.back() = n;
+  const MatrixView x(input);
+  const MatrixView w(weight);
+  Tensor output = empty(sizes, input.scalar_type());
+  Tensor before;
+  GemmEpilogue e;
+  Tensor bias;
+  Tensor slope;
+  if (bias_ && bias_->defined()) {
+    bias = widened(*bias_);
+    e.bias = bias.const_data_ptr();
+  }
+  const Dtype compute = table_dtype(compute_dtype(input.scalar_type()));
+  if (const Activation* activation = epilogue.activation()) {
+    activation->check(epilogue.parameters());
+    e.activation = kernels().elementwise[compute].forward[activation->index];
+    e.parameters = epilogue.parameters();
+  } else if (epilogue.slope().defined()) {
+    slope = widened(epilogue.slope());
+    e.prelu = kernels().elementwise[compute].prelu;
+    e.slope = slope.const_data_ptr();
+    // PReLU's channels are dimension 1, which here is the last one only of a matrix.
+    e.slope_step = slope.numel() > 1;
+  }
+  if (training) {
+    before = empty(sizes, input.scalar_type());
+    e.before = before.mutable_data_ptr();
+  }
+  gemm({table_dtype(input.scalar_type()), x.rows, n, input.size(-1), x.operand, w.transposed(),
+        packed, output.mutable_data_ptr(), n, e});
+  // Softmax needs whole rows.
+  return {epilogue.is_elementwise() ? output : epilogue.apply(output), before};
+}
+
+// Whether the activation can run tile by tile: PReLU's slopes must lie along the last dimension.
+bool tiled(const Tensor& input, const Tensor& weight, const Epilogue& epilogue) {
+  const Tensor& slope = epilogue.slope();
+  return !slope.defined() || slope.numel() == 1 ||
+         (input.dim() == 2 && slope.numel() == weight.size(0));
+}
+
+Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                  ActivationName activation, at::ArrayRef<double> parameters,
+                  const OptionalTensor& slope) {
+  const Epilogue epilogue("linear", activation, parameters, slope);
+  check_linear(input, weight, bias);
+  if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue)) {
+    return compose_linear(input, weight, bias, activation, parameters, slope);
+  }
+  return std::get<0>(forward(input, weight, bias, epilogue, nullptr, /*training=*/false));
+}
+
+std::tuple<Tensor, Tensor> linear_training_cpu(const Tensor& input, const Tensor& weight,
+                                               const OptionalTensor& bias,
+                                               ActivationName activation,
+                                               at::ArrayRef<double> parameters,
+                                               const OptionalTensor& slope) {
+  const Epilogue epilogue("linear", activation, parameters, slope);
+  check_linear(input, weight, bias);
+  if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue) ||
+      !epilogue.is_elementwise()) {
+    return compose_linear_training(input, weight, bias, activation, parameters, slope);
+  }
+  return forward(input, weight, bias, epilogue, nullptr, /*training=*/true);
+}
+
+Tensor pack_linear_cpu(const Tensor& weight) {
+  TORCH_CHECK(weight.dim() == 2, "fastact.pack_linear(): weight: expected 2 dimensions, got ",
+              weight.dim());
+  if (!has_kernels(weight)) {
+    return empty({0}, at::kByte);
+  }
+  const Dtype dtype = table_dtype(weight.scalar_type());
+  const MatrixView w(weight);
+  Tensor packed = empty({gemm_packed_bytes(dtype, weight.size(1), weight.size(0))}, at::kByte);
+  gemm_pack(dtype, weight.size(1), weight.size(0), w.transposed(), packed.mutable_data_ptr());
+  return packed;
+}
+
+Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& weight,
+                         const OptionalTensor& bias, ActivationName activation,
+                         at::ArrayRef<double> parameters, const OptionalTensor& slope) {
+  const Epilogue epilogue("linear", activation, parameters, slope);
+  check_linear(input, weight, bias);
+  if (packed.numel() == 0 || !covered(input, weight, bias, slope) ||
+      !tiled(input, weight, epilogue)) {
+    return linear_cpu(input, weight, bias, activation, parameters, slope);
+  }
+  const int64_t expected =
+      gemm_packed_bytes(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0));
+  TORCH_CHECK(packed.scalar_type() == at::kByte && packed.is_cpu() && packed.is_contiguous() &&
+                  packed.numel() == expected,
+              "fastact.linear_packed(): packed: expected what pack_linear(weight) returns, ",
+              expected, " bytes, got ", packed.toString(), " of shape ", packed.sizes());
+  return std::get<0>(
+      forward(input, weight, bias, epilogue, packed.const_data_ptr(), /*training=*/false));
+}
+
+LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& saved,
+                                    const OptionalTensor& input, const OptionalTensor& weight,
+                                    const OptionalTensor& bias, const OptionalTensor& slope,
+                                    ActivationName activation, at::ArrayRef<double> parameters,
+                                    std::array<bool, 4> mask) {
+  const auto fits = [&](const OptionalTensor& t) {
+    return has_kernels(*t) && t->scalar_type() == grad.scalar_type();
+  };
+  if (!has_kernels(grad) || (mask[0] && !fits(weight)) || (mask[1] && !fits(input))) {
+    return compose_linear_backward(grad, saved, input, weight, bias, slope, activation, parameters,
+                                   mask);
+  }
+  const Epilogue epilogue("linear", activation, parameters, slope);
+  const auto [dz, dslope] = epilogue.backward(grad, saved ? *saved : Tensor());
+  const MatrixView g(dz);
+  const Dtype dtype = table_dtype(dz.scalar_type());
+  const int64_t m = g.rows;
+  const int64_t n = dz.size(-1);
+  const auto none = [&] { return empty({0}, grad.scalar_type()); };
+  LinearGradients result{none(), none(), none(), mask[3] ? dslope : none()};
+  if (mask[0]) {
+    const MatrixView w(*weight);
+    const int64_t k = weight->size(1);
+    at::DimVector sizes(dz.sizes().begin(), dz.sizes().end());
+    sizes.back() = k;
+    Tensor& dinput = std::get<0>(result) = empty(sizes, dz.scalar_type());
+    gemm({dtype, m, k, n, g.operand, w.operand, nullptr, dinput.mutable_data_ptr(), k, {}});
+  }
+  if (mask[1]) {
+    const MatrixView x(*input);
+    const int64_t k = input->size(-1);
+    Tensor& dweight = std::get<1>(result) = empty({n, k}, dz.scalar_type());
+    gemm({dtype, n, k, m, g.transposed(), x.operand, nullptr, dweight.mutable_data_ptr(), k, {}});
+  }
+  if (mask[2]) {
+    const Tensor rows = contiguous(g.tensor);
+    Tensor sums = empty({n}, compute_dtype(dz.scalar_type()));
+    gemm_column_sums(dtype, rows.const_data_ptr(), n, m, n, sums.mutable_data_ptr());
+    Tensor& dbias = std::get<2>(result) = sums;
+    if (sums.scalar_type() != dz.scalar_type()) {
+      dbias = empty({n}, dz.scalar_type());
+      kernels().gemm[dtype].store_rows(sums.const_data_ptr(), n, 1, n, dbias.mutable_data_ptr(), n);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastact, CPU, m) {
+  m.impl("linear", TORCH_FN(linear_cpu));
+  m.impl("linear_training", TORCH_FN(linear_training_cpu));
+  m.impl("linear_backward", TORCH_FN(linear_backward_cpu));
+  m.impl("pack_linear", TORCH_FN(pack_linear_cpu));
+  m.impl("linear_packed", TORCH_FN(linear_packed_cpu));
+}
+
+}  // namespace fastact

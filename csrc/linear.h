@@ -1,0 +1,47 @@
+// linear with an activation: the checks and the ATen compositions that its autograd and its
+// backends share.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+namespace fastact {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// What every operator of the family is called with, by the names of the schemas in ops.cpp.
+using ActivationName = std::optional<c10::string_view>;
+using LinearSchema = Tensor(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                            ActivationName activation, at::ArrayRef<double> parameters,
+                            const OptionalTensor& slope);
+// The output, and the value before the activation.
+using LinearTrainingSchema = std::tuple<Tensor, Tensor>(const Tensor& input, const Tensor& weight,
+                                                        const OptionalTensor& bias,
+                                                        ActivationName activation,
+                                                        at::ArrayRef<double> parameters,
+                                                        const OptionalTensor& slope);
+using LinearPackedSchema = Tensor(const Tensor& input, const Tensor& packed, const Tensor& weight,
+                                  const OptionalTensor& bias, ActivationName activation,
+                                  at::ArrayRef<double> parameters, const OptionalTensor& slope);
+// The gradients of input, weight, bias and slope; empty where the mask is false. `saved` is the
+// output or the value before the activation (Epilogue::saves_output), none without an activation.
+using LinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using LinearBackwardSchema = LinearGradients(
+    const Tensor& grad, const OptionalTensor& saved, const OptionalTensor& input,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& slope,
+    ActivationName activation, at::ArrayRef<double> parameters, std::array<bool, 4> mask);
+
+// Raises what torch.nn.functional.linear raises.
+void check_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
+
+// Below autograd, on any backend.
+LinearTrainingSchema compose_linear_training;
+LinearBackwardSchema compose_linear_backward;
+LinearSchema compose_linear;
+
+}  // namespace fastact
