@@ -69,7 +69,7 @@ def parse(arguments):
         help=f"of {', '.join(CONTENDERS)}, or all (default: {','.join(DEFAULT_CONTENDERS)})",
     )
     add("--baseline", choices=CONTENDERS, default="eager", help="of the ratios (default: eager)")
-    add("--quick", action="store_true", help="a representative subset, in about three minutes")
+    add("--quick", action="store_true", help="a representative subset, in a few minutes")
     add("--rounds", type=int, help=f"default: {ROUNDS}, or {QUICK_ROUNDS} with --quick")
     add("--name", help="of the files in results/ (default: date and time)")
     add("--json", type=Path, metavar="FILE", help="write the JSON there too")

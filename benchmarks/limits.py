@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ def program(cache):
         if shutil.which(COMPILER) is None:
             raise Unavailable(f"{COMPILER} is not installed")
         cache.mkdir(parents=True, exist_ok=True)
-        run([COMPILER, *FLAGS, str(SOURCE), "-o", str(binary)])
+        unfinished = binary.with_suffix(f".{os.getpid()}")  # another run may be compiling it too
+        run([COMPILER, *FLAGS, str(SOURCE), "-o", str(unfinished)])
+        unfinished.replace(binary)
     return binary
 
 
@@ -59,15 +62,17 @@ class Limits:
         nearest = min(self.bandwidth, key=lambda row: abs(math.log(row["bytes"] / size)))
         return nearest[kind]
 
-    def seconds(self, case, moved):
-        """The least time for a case that moves this many bytes; None where calls dominate."""
+    def least(self, case, moved, train):
+        """The least seconds for a case whose tensors have this many bytes, and what binds it:
+        "copy", "read" or "peak"; None where calls dominate."""
         if moved < SMALLEST_LIMITED:
             return None
-        flops = OPERATIONS[case.operation].flops(case)
-        if not flops:
-            return moved / self.bytes_per_second("copy", operand_bytes(case))
-        read = self.bytes_per_second("read", operand_bytes(case))
-        return max(flops / self.peak(case.dtype), moved / read)
+        operation = OPERATIONS[case.operation]
+        work = operation.training if train else 1
+        flops = operation.flops(case)
+        kind = "read" if flops else "copy"
+        by_bytes = work * moved / self.bytes_per_second(kind, operand_bytes(case)), kind
+        return max(by_bytes, (work * flops / self.peak(case.dtype), "peak"))
 
 
 def operand_bytes(case):

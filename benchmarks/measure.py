@@ -13,7 +13,8 @@ class Result:
 
     rounds: list[float] = field(default_factory=list)  # median seconds per call of each round
     samples: list[float] = field(default_factory=list)  # of all rounds
-    error: float | None = None
+    error: float | None = None  # of the output
+    gradient_error: float | None = None  # with --mode train
     bytes: int | None = None
     failure: str | None = None
 
@@ -43,7 +44,8 @@ def run_case(case, workers, rounds):
         worker.new_case()
         try:
             answer = worker.ask("prepare", case=case.to_json())
-            results[name].bytes, results[name].error = answer["bytes"], answer["error"]
+            for fact in ("bytes", "error", "gradient_error"):
+                setattr(results[name], fact, answer[fact])
         except Failed as problem:
             results[name].fail(problem)
     order = list(workers)

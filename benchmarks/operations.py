@@ -7,13 +7,14 @@ what is measured. `F` is torch.nn.functional or fastact.functional.
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED = 20261122
+SCALE = 0.125  # of attention scores, for heads of 64
 
 
 @dataclass
@@ -28,7 +29,9 @@ class Problem:
 
     @property
     def leaves(self):
-        return [*self.tensors.values(), *self.parameters]
+        """What gradients are for: all tensors but the mask."""
+        tensors = (tensor for name, tensor in self.tensors.items() if name != "mask")
+        return [*tensors, *self.parameters]
 
     def function(self):
         """The module, or the expression as a function of its tensors: what a compiler takes."""
@@ -39,13 +42,13 @@ class Problem:
     def through(self, function):
         """The same problem with function(tensors) in place of the expression."""
         call = f"function({', '.join(self.tensors)})"
-        return Problem(call, self.tensors, {"function": function}, self.parameters)
+        return replace(self, expression=call, scope={"function": function})
 
     def run(self):
         return self.read(eval(self.expression, {**self.scope, **self.tensors}))
 
 
-def required(function, activation):
+def required(function, activation, dim=-1):
     """What a call of the function must say, and dim: leaving it out is deprecated for softmax."""
     try:
         signature = inspect.signature(function).parameters.values()
@@ -54,7 +57,7 @@ def required(function, activation):
     found = {}
     for parameter in signature:
         if parameter.name == "dim":
-            found["dim"] = -1
+            found["dim"] = dim
         elif (
             parameter.kind is parameter.POSITIONAL_OR_KEYWORD
             and parameter.default is parameter.empty
@@ -75,32 +78,42 @@ def as_text(arguments):
     return "".join(f", {name}={value!r}" for name, value in arguments.items())
 
 
-def activation_text(activation, argument="x"):
+def activation_text(case, argument="x"):
     """What users of torch's and of fastact's functional write alike."""
+    activation = case.activation
     function = getattr(torch.nn.functional, activation.function)
     slope = ", slope" if activation.family == "prelu" else ""
-    arguments = {**activation.fixed, **required(function, activation)}
+    arguments = {**activation.fixed, **required(function, activation, case.dim)}
     return f"F.{activation.function}({argument}{slope}{as_text(arguments)})"
 
 
-def linear_text(activation, library):
+def linear_text(case, library):
+    activation = case.activation
     if library is torch.nn.functional:
-        return activation_text(activation, "F.linear(x, weight, bias)")
+        return activation_text(case, "F.linear(x, weight, bias)")
     function = getattr(torch.nn.functional, activation.function)
     slope = ", slope=slope" if activation.family == "prelu" else ""
     arguments = as_text(required_when_fused(function, activation))
     return f"F.linear(x, weight, bias, activation={activation.name!r}{slope}{arguments})"
 
 
-def activation_module(activation, nn):
-    arguments = required(getattr(torch.nn, activation.module), activation)
+def masked_text(case, library):
+    if library is torch.nn.functional:
+        return f"F.softmax({SCALE} * x + mask, dim=-1)"
+    mask = "is_causal=True" if case.operation == "causal_softmax" else "mask"
+    return f"F.masked_softmax(x, {mask}, scale={SCALE})"
+
+
+def activation_module(case, nn):
+    activation = case.activation
+    arguments = required(getattr(torch.nn, activation.module), activation, case.dim)
     return getattr(nn, activation.module)(**activation.fixed, **arguments)
 
 
 def linear_module(case, nn):
     _, inner, outer = case.shape
     if nn is torch.nn:
-        return nn.Sequential(nn.Linear(inner, outer), activation_module(case.activation, nn))
+        return nn.Sequential(nn.Linear(inner, outer), activation_module(case, nn))
     arguments = required_when_fused(getattr(torch.nn, case.activation.module), case.activation)
     return nn.Linear(inner, outer, activation=case.activation.name, **arguments)
 
@@ -114,27 +127,50 @@ def linear_tensors(case, normal):
     }
 
 
+def padded_scores(case, normal):
+    """The last eighth of the keys is padding, in every batch element."""
+    batch, *_, keys = case.shape
+    mask = torch.zeros(batch, 1, 1, keys)
+    mask[..., -(keys // 8) :] = -math.inf
+    return {"x": normal(*case.shape), "mask": mask}
+
+
+def causal_scores(case, normal):
+    queries, keys = case.shape[-2:]
+    mask = torch.full((queries, keys), -math.inf).triu(1)
+    return {"x": normal(*case.shape), "mask": mask}
+
+
 @dataclass(frozen=True)
 class Operation:
     tensors: Callable  # (case, normal) -> tensors by their name in the text, x first
-    text: Callable  # (activation, library) -> expression
-    module: Callable  # (case, nn) -> module whose parameters are tensors, in order, but x
-    flops: Callable[..., int]
-    operand: Callable[..., int]  # elements of the largest input: its size decides the cache level
+    text: Callable  # (case, library) -> expression
+    # (case, nn) -> module whose parameters are tensors, in order, but x; None where torch has none
+    module: Callable | None
+    # The least work of a training step over that of inference, in flops and in bytes. Elementwise:
+    # backward reads the incoming gradient and one saved tensor, and writes one: 5 passes against 2.
+    # Linear: three products of one size, each reading two operands and writing the third.
+    training: float = 2.5
+    flops: Callable[..., int] = lambda case: 0
+    # Elements of the largest input: its size decides the cache level.
+    operand: Callable[..., int] = lambda case: math.prod(case.shape)
 
 
+ACTIVATION = Operation(
+    tensors=lambda case, normal: {"x": normal(*case.shape)},
+    text=lambda case, library: activation_text(case),
+    module=activation_module,
+)
 OPERATIONS = {
-    "activation": Operation(
-        tensors=lambda case, normal: {"x": normal(*case.shape)},
-        text=lambda activation, library: activation_text(activation),
-        module=lambda case, nn: activation_module(case.activation, nn),
-        flops=lambda case: 0,
-        operand=lambda case: math.prod(case.shape),
-    ),
+    "activation": ACTIVATION,
+    "softmax": ACTIVATION,  # with shapes and a dim that matter
+    "masked_softmax": Operation(padded_scores, masked_text, module=None),
+    "causal_softmax": Operation(causal_scores, masked_text, module=None),
     "linear": Operation(
         tensors=linear_tensors,
         text=linear_text,
         module=linear_module,
+        training=3,
         flops=lambda case: 2 * math.prod(case.shape),
         operand=lambda case: case.shape[1] * case.shape[2],
     ),
@@ -158,7 +194,7 @@ def make_tensors(case, dtype=None):
 
 
 def functional_problem(case, library, dtype=None):
-    text = OPERATIONS[case.operation].text(case.activation, library)
+    text = OPERATIONS[case.operation].text(case, library)
     return Problem(text, make_tensors(case, dtype), {"F": library})
 
 
@@ -206,13 +242,13 @@ def truth(case, train):
 
 
 def error(found, exact):
-    """The largest |found - exact| / max(1, largest |exact|) of all tensors: absolute up to 1,
-    relative to a tensor's largest value above."""
+    """The largest |found - exact| / largest |exact| of all tensors: relative to a tensor's largest
+    value, because a probability among 128,000 is small everywhere."""
     worst = 0.0
     for tensor, reference in zip(found, exact, strict=True):
         if tensor.shape != reference.shape:
             raise ValueError(f"shape {tuple(tensor.shape)}, expected {tuple(reference.shape)}")
-        scale = max(1.0, reference.abs().max().item())
+        scale = reference.abs().max().item() or 1.0
         difference = (tensor.to(torch.float64) - reference).abs().max().item()
         if not math.isfinite(difference):
             raise ValueError("the output holds values that are not finite")

@@ -17,6 +17,7 @@ class Comparison:
     best_peer: str | None
     over_best_peer: float | None
     limit_share: float | None
+    limit: str | None  # what binds: "copy", "read" or "peak"
 
 
 @dataclass
@@ -30,37 +31,34 @@ class Outcome:
     results: list[tuple[Case, dict[str, Result]]]
 
     @property
+    def train(self):
+        return self.machine["mode"] == "train"
+
+    @property
     def subjects(self):
-        """Whom the report is about: our own contenders; without them, the first other one."""
+        """Whom the report is about: our own contenders; without them, everybody but the baseline;
+        without those, the baseline."""
         own = [name for name in self.contenders if CONTENDERS[name].ours]
-        return own or [name for name in self.contenders if name != self.baseline][:1]
+        others = [name for name in self.contenders if name != self.baseline]
+        return own or others or self.contenders
 
     def compare(self, case, results, name):
         mine = results[name]
         done = {other: result for other, result in results.items() if not result.failure}
         peers = [other for other in done if other != name and not CONTENDERS[other].ours]
         best = min(peers, key=lambda other: done[other].seconds, default=None)
+        least = self.limits and self.limits.least(case, mine.bytes, self.train)
         return Comparison(
             over_baseline=ratio(done[self.baseline], mine) if self.baseline in done else None,
             best_peer=best,
             over_best_peer=ratio(done[best], mine) if best else None,
-            limit_share=self.limit_share(case, mine),
+            limit_share=least[0] / mine.seconds if least else None,
+            limit=least[1] if least else None,
         )
 
-    def limit_share(self, case, result):
-        """For inference only: what a training step must move depends on what it saves."""
-        if self.limits is None or self.machine["mode"] != "infer":
-            return None
-        least = self.limits.seconds(case, result.bytes)
-        return least / result.seconds if least else None
-
-    def comparisons(self, name, selected=lambda case: True):
-        """Of the selected cases that the contender finished."""
-        return [
-            self.compare(case, results, name)
-            for case, results in self.results
-            if selected(case) and name in results and not results[name].failure
-        ]
+    def comparisons(self, name, selected):
+        """Of those results that the contender finished."""
+        return [self.compare(case, results, name) for case, results in finished(name, selected)]
 
     def below(self, least):
         """(case name, ratio or the reason of the failure) of our cases under this ratio."""
@@ -76,6 +74,14 @@ class Outcome:
                 elif over < least:
                     found.append((f"{case.name} {name}", f"{over:.3f}x"))
         return found
+
+
+def finished(name, selected):
+    return [
+        (case, results)
+        for case, results in selected
+        if name in results and not results[name].failure
+    ]
 
 
 def geometric_mean(values):

@@ -18,7 +18,9 @@ FIELDS = (
     "rounds",
     "ratio",
     "error",
+    "gradient_error",
     "limit_share",
+    "limit",
     "failure",
 )
 MACHINE_COLUMNS = ("cpu", "cores", "threads", "mode", "load", "python", "torch", "revision", "date")
@@ -69,7 +71,9 @@ def case_record(outcome, case, results, name):
         rounds=len(result.rounds),
         ratio=comparison.over_baseline,
         error=result.error,
+        gradient_error=result.gradient_error,
         limit_share=comparison.limit_share,
+        limit=comparison.limit,
     )
 
 

@@ -7,9 +7,9 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from .outcome import geometric_mean
+from .outcome import finished, geometric_mean
 
-PLAIN_WIDTH = 200  # of a console that is not a terminal
+PLAIN_WIDTH = 240  # of a console that is not a terminal
 
 
 class Cell(NamedTuple):
@@ -43,99 +43,130 @@ def ratio_cell(value, peer=""):
     return Cell(f"{value:.2f}x {peer}".rstrip(), "red" if value < 1 else "green")
 
 
-def share_cell(value):
-    return NONE if value is None else Cell(f"{value:.0%}")
+def share_cell(value, limit=""):
+    return NONE if value is None else Cell(f"{value:.0%} {limit or ''}".rstrip())
 
 
-def error_cell(results, name, baseline):
-    def text(which):
-        result = results.get(which)
-        return "-" if result is None or result.failure else f"{result.error:.1e}"
+def error_cell(*errors):
+    """The error, or several side by side; None where it was not measured."""
+    texts = ["-" if error is None else f"{error:.1e}" for error in errors]
+    return NONE if {*texts} == {"-"} else Cell(" / ".join(texts))
 
-    return Cell(f"{text(name)} / {text(baseline)}")
+
+def figures_header(outcome, peer=""):
+    """The columns that a case and a geometric mean have in common."""
+    gradients = [f"gradient error{peer}"] if outcome.train else []
+    return [f"over {outcome.baseline}", "over best peer", f"error{peer}", *gradients, "of limit"]
+
+
+def error_kinds(outcome):
+    return ("error", "gradient_error") if outcome.train else ("error",)
 
 
 def suite_table(outcome, suite):
-    header = ["case", *(f"{name} µs" for name in outcome.contenders)]
-    for name in outcome.subjects:
-        header += [
-            f"{name} over {outcome.baseline}",
-            "over best peer",
-            f"error {name} / {outcome.baseline}",
-            "of limit",
-        ]
+    """A row for each case and each contender that the report is about."""
+    found = [(case, results) for case, results in outcome.results if case.suite == suite]
+    present = [name for name in outcome.contenders if any(name in results for _, results in found)]
+    subjects = [name for name in present if name in outcome.subjects] or present[-1:]
+    others = [name for name in present if name not in subjects]
+    header = ["case", *(f"{name} µs" for name in others), "contender", "µs"]
+    header += figures_header(outcome, f" / {outcome.baseline}'s")
     rows = []
-    for case, results in outcome.results:
-        if case.suite != suite:
-            continue
-        row = [
-            Cell(case.name.removeprefix(f"{suite}/")),
-            *(time_cell(results.get(name)) for name in outcome.contenders),
-        ]
-        for name in outcome.subjects:
-            if name not in results or results[name].failure:
-                row += [NONE] * 4
-                continue
-            found = outcome.compare(case, results, name)
-            row += [
-                ratio_cell(found.over_baseline),
-                ratio_cell(found.over_best_peer, found.best_peer or ""),
-                error_cell(results, name, outcome.baseline),
-                share_cell(found.limit_share),
+    for case, results in found:
+        for name in filter(results.__contains__, subjects):
+            row = [
+                Cell(case.name.removeprefix(f"{suite}/")),
+                *(time_cell(results.get(other)) for other in others),
+                Cell(name),
+                time_cell(results[name]),
             ]
-        rows.append(row)
+            if results[name].failure:
+                row += [NONE] * (len(header) - len(row))
+            else:
+                row += case_figures(outcome, case, results, name)
+            rows.append(row)
     return Table(f"Suite {suite}", header, rows)
 
 
-def mean_row(outcome, title, selected):
-    """Geometric means over the selected cases, each over those that the contender finished."""
-    row = [Cell(title), Cell(str(sum(selected(case) for case, _ in outcome.results)))]
-    for name in outcome.contenders:
-        if name != outcome.baseline:
-            found = outcome.comparisons(name, selected)
-            row.append(ratio_cell(geometric_mean(each.over_baseline for each in found)))
-    for name in outcome.subjects:
-        found = outcome.comparisons(name, selected)
-        over_best = [each.over_best_peer for each in found if each.over_best_peer]
-        errors = [
-            results[name].error
-            for case, results in outcome.results
-            if selected(case) and name in results and not results[name].failure
-        ]
-        row += [
-            ratio_cell(geometric_mean(over_best)),
-            ratio_cell(min(over_best, default=None)),
-            Cell(f"{max(errors):.1e}") if errors else NONE,
-            share_cell(geometric_mean(each.limit_share for each in found)),
-        ]
-    return row
+def case_figures(outcome, case, results, name):
+    found = outcome.compare(case, results, name)
+    pair = [results[name], results.get(outcome.baseline)]
+    return [
+        ratio_cell(found.over_baseline),
+        ratio_cell(found.over_best_peer, found.best_peer or ""),
+        *(
+            error_cell(*(getattr(each, kind, None) for each in pair))
+            for kind in error_kinds(outcome)
+        ),
+        share_cell(found.limit_share, found.limit),
+    ]
+
+
+def mean_row(outcome, title, name, others, selected):
+    """Geometric means over the selected results that the contender finished, each other
+    contender's over those that it finished itself. None if the contender finished none."""
+    found = outcome.comparisons(name, selected)
+    if not found:
+        return None
+
+    def over_baseline(which):
+        return [each.over_baseline for each in outcome.comparisons(which, selected)]
+
+    def largest(kind):
+        return max(getattr(results[name], kind) for _, results in finished(name, selected))
+
+    ratios = [each.over_baseline for each in found if each.over_baseline]
+    over_best = [each.over_best_peer for each in found if each.over_best_peer]
+    return [
+        Cell(title),
+        *(ratio_cell(geometric_mean(over_baseline(other))) for other in others),
+        Cell(name),
+        Cell(str(len(found))),
+        ratio_cell(geometric_mean(ratios)),
+        ratio_cell(min(ratios, default=None)),
+        ratio_cell(geometric_mean(over_best)),
+        ratio_cell(min(over_best, default=None)),
+        *(error_cell(largest(kind)) for kind in error_kinds(outcome)),
+        share_cell(geometric_mean(each.limit_share for each in found)),
+    ]
+
+
+def selections(outcome):
+    """(title, results) of the rows of means: the classes of each suite, the suite, everything. Of
+    rows with the same cases one is kept, under its narrowest class."""
+    cases = [case for case, _ in outcome.results]
+    found = {}
+    for suite in dict.fromkeys(case.suite for case in cases):
+        mine = [index for index, case in enumerate(cases) if case.suite == suite]
+        for title in dict.fromkeys(title for index in mine for title in cases[index].classes):
+            found[tuple(index for index in mine if title in cases[index].classes)] = title
+        found.setdefault(tuple(mine), f"suite {suite}")
+    found.setdefault(tuple(range(len(cases))), "all")
+    return [
+        (title, [outcome.results[index] for index in chosen]) for chosen, title in found.items()
+    ]
 
 
 def means_table(outcome):
-    header = ["class", "cases"]
-    header += [
-        f"{name} over {outcome.baseline}" for name in outcome.contenders if name != outcome.baseline
+    others = [
+        name
+        for name in outcome.contenders
+        if name not in outcome.subjects and name != outcome.baseline
     ]
-    for name in outcome.subjects:
-        header += [f"{name} over best peer", "least", "largest error", "of limit"]
-    cases = [case for case, _ in outcome.results]
-    rows = []
-    for suite in dict.fromkeys(case.suite for case in cases):
-        for label in dict.fromkeys(case.label for case in cases if case.suite == suite):
-            rows.append(
-                mean_row(
-                    outcome,
-                    label,
-                    lambda case, suite=suite, label=label: (
-                        (case.suite, case.label) == (suite, label)
-                    ),
-                )
-            )
-        rows.append(
-            mean_row(outcome, f"suite {suite}", lambda case, suite=suite: case.suite == suite)
-        )
-    rows.append(mean_row(outcome, "all", lambda case: True))
-    return Table("Geometric means", header, rows)
+    header = [
+        "class",
+        *(f"{name} over {outcome.baseline}" for name in others),
+        "contender",
+        "cases",
+    ]
+    over_baseline, over_best, *rest = figures_header(outcome)
+    header += [over_baseline, "least", over_best, "least", *rest]
+    rows = [
+        mean_row(outcome, title, name, others, selected)
+        for title, selected in selections(outcome)
+        for name in outcome.subjects
+    ]
+    return Table("Geometric means; errors are the largest", header, [row for row in rows if row])
 
 
 def limits_table(limits):
@@ -160,7 +191,9 @@ def notes(outcome):
     ]
     for name, facts in machine["contenders"].items():
         lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
-    lines += [f"{name}: absent ({reason})" for name, reason in outcome.absent.items()]
+    if outcome.absent:
+        reasons = (f"{name} ({reason})" for name, reason in outcome.absent.items())
+        lines.append(f"absent: {', '.join(reasons)}")
     if outcome.limits is None:
         lines.append(f"limits: not measured ({outcome.no_limits})")
     for case, results in outcome.results:

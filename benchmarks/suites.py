@@ -1,6 +1,7 @@
 """What is measured, as data: each suite is a list of grids, each grid a product of cases.
 
-A case is one timed expression; its class (`label`) is what geometric means are taken over.
+A case is one timed expression; its class (`label`) is what geometric means are taken over. A colon
+in a class divides it: "linear M >= 32 fp32: M <= 128" counts for "linear M >= 32 fp32" too.
 """
 
 import itertools
@@ -22,16 +23,26 @@ class Case:
     dtype: str
     form: str = "functional"  # or "module"
     quick: bool = False
+    dim: int = -1  # for activations that have one
 
     @property
     def kernel(self):
-        name = self.activation.name
-        return name if self.operation == "activation" else f"{self.operation}+{name}"
+        if self.operation in ("activation", "softmax"):
+            return self.activation.name
+        if self.operation == "linear":
+            return f"linear+{self.activation.name}"
+        return self.operation
 
     @property
     def name(self):
         form = [self.form] if self.form == "module" else []
-        return "/".join([self.suite, self.kernel, *form, size_name(self), self.dtype])
+        dim = [f"dim{self.dim}"] if self.dim != -1 else []
+        return "/".join([self.suite, self.kernel, *form, size_name(self), *dim, self.dtype])
+
+    @property
+    def classes(self):
+        """The label and every class that it is a part of, the widest first."""
+        return tuple(itertools.accumulate(self.label.split(": "), "{}: {}".format))
 
     def to_json(self):
         return asdict(self)
@@ -43,7 +54,7 @@ class Case:
 
 
 def size_name(case):
-    if case.operation == "linear":
+    if case.operation != "activation":
         return "x".join(map(str, case.shape))
     count = math.prod(case.shape)
     for unit, power in (("M", 20), ("K", 10)):
@@ -62,8 +73,10 @@ class Grid:
     activations: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] = ("fp32",)
     forms: tuple[str, ...] = ("functional",)
+    dim: int = -1
     quick_shapes: tuple[tuple[int, ...], ...] = ()
     quick_activations: tuple[str, ...] = ()
+    quick_dtypes: tuple[str, ...] = ("fp32",)
 
     def cases(self, suite):
         for shape, dtype, form, activation in itertools.product(
@@ -72,47 +85,78 @@ class Grid:
             if form == "module" and activation.module is None:
                 continue
             quick = (
-                dtype == "fp32"
+                dtype in self.quick_dtypes
                 and shape in self.quick_shapes
                 and activation.name in self.quick_activations
             )
             label = self.label.format(dtype=dtype, form=form)
-            yield Case(suite, label, self.operation, activation, shape, dtype, form, quick)
+            yield Case(
+                suite, label, self.operation, activation, shape, dtype, form, quick, self.dim
+            )
 
 
 QUICK_ACTIVATIONS = ("relu", "leaky_relu", "prelu", "tanh", "gelu")
 LINEAR_ACTIVATIONS = ("relu", "leaky_relu", "prelu", "sigmoid", "tanh", "gelu", "softmax")
+SOFTMAX_ACTIVATIONS = ("softmax", "log_softmax")
 BOTH = ("fp32", "bf16")
 TINY, CACHED_64K, CACHED_1M, MEMORY_16M = (64,), (64, 1024), (1024, 1024), (16384, 1024)
 
 
-def activation_grid(size, shape, dtypes):
+def activation_grid(label, shape, dtypes, quick=True):
     return Grid(
-        f"activations {size} {{dtype}}",
+        label,
         "activation",
         (shape,),
         dtypes=dtypes,
-        quick_shapes=(shape,),
+        quick_shapes=(shape,) if quick else (),
         quick_activations=QUICK_ACTIVATIONS,
     )
 
 
-def linear_grid(size, shapes, quick_shapes):
+def linear_grid(label, shapes, quick_shapes=(), quick_dtypes=("fp32",)):
+    """Modules throughout: conversion, and most peers, take nothing else."""
     return Grid(
-        f"linear {size} {{dtype}}",
+        label,
         "linear",
         shapes,
         LINEAR_ACTIVATIONS,
         BOTH,
+        ("module",),
         quick_shapes=quick_shapes,
         quick_activations=("relu",),
+        quick_dtypes=quick_dtypes,
+    )
+
+
+def softmax_grid(kind, shapes, quick_shapes, dim=-1):
+    return Grid(
+        f"softmax: {{dtype}}: {kind}",
+        "softmax",
+        shapes,
+        SOFTMAX_ACTIVATIONS,
+        BOTH,
+        dim=dim,
+        quick_shapes=quick_shapes,
+        quick_activations=("softmax",),
+    )
+
+
+def masked_grid(operation, quick_shapes=()):
+    return Grid(
+        "masked softmax: {dtype}",
+        operation,
+        ((4, 8, 256, 256), (1, 8, 1024, 1024)),  # batch, heads, queries, keys
+        ("softmax",),
+        BOTH,
+        quick_shapes=quick_shapes,
+        quick_activations=("softmax",),
     )
 
 
 SUITES = {
     "overhead": (
         Grid(
-            "64 elements, {form} call",
+            "64 elements: {form} call",
             "activation",
             (TINY,),
             forms=("functional", "module"),
@@ -120,7 +164,7 @@ SUITES = {
             quick_activations=QUICK_ACTIVATIONS,
         ),
         Grid(
-            "linear 1x10x50, {form} call",
+            "linear 1x10x50: {form} call",
             "linear",
             ((1, 10, 50),),
             LINEAR_ACTIVATIONS,
@@ -130,29 +174,41 @@ SUITES = {
         ),
     ),
     "activations": (
-        activation_grid("64", TINY, ("fp32",)),
-        activation_grid("64K", CACHED_64K, ("fp32",)),
-        activation_grid("1M", CACHED_1M, BOTH),
-        activation_grid("16M", MEMORY_16M, BOTH),
+        activation_grid("activations at 64", TINY, ("fp32",), quick=False),  # overhead has them
+        activation_grid("activations in cache {dtype}: 64K", CACHED_64K, ("fp32",)),
+        activation_grid("activations in cache {dtype}: 1M", CACHED_1M, BOTH),
+        activation_grid("activations at 16M: {dtype}", MEMORY_16M, BOTH),
     ),
     "linear": (
-        linear_grid("tiny", ((1, 10, 50), (32, 64, 10)), ()),
+        linear_grid("linear tiny: {dtype}", ((1, 10, 50), (32, 64, 10))),
         linear_grid(
-            "M <= 8",
+            "linear M <= 8: {dtype}",
             ((1, 1024, 1024), (1, 4096, 4096), (8, 1024, 1024)),
-            ((8, 1024, 1024),),
+            quick_shapes=((1, 4096, 4096), (8, 1024, 1024)),
         ),
         linear_grid(
-            "M >= 32",
-            (
-                (32, 784, 256),
-                (128, 1024, 4096),
-                (512, 4096, 1024),
-                (1024, 1024, 1024),
-                (1000, 333, 517),
-            ),
-            ((32, 784, 256), (1024, 1024, 1024)),
+            "linear M >= 32 {dtype}: M <= 128",
+            ((32, 784, 256), (128, 1024, 4096)),
+            quick_shapes=((32, 784, 256), (128, 1024, 4096)),
         ),
+        linear_grid(
+            "linear M >= 32 {dtype}: M > 128",
+            ((512, 4096, 1024), (1024, 1024, 1024), (1000, 333, 517)),
+            quick_shapes=((1024, 1024, 1024),),
+            quick_dtypes=BOTH,
+        ),
+    ),
+    "softmax": (
+        softmax_grid(
+            "last dim",
+            ((131072, 8), (16384, 64), (2048, 512), (256, 4096)),
+            quick_shapes=((16384, 64), (2048, 512)),
+        ),
+        softmax_grid("vocabulary", ((32, 32000), (8, 128000)), quick_shapes=((8, 128000),)),
+        softmax_grid("channel dim", ((32, 21, 64, 64),), ((32, 21, 64, 64),), dim=1),
+        softmax_grid("dim 0", ((1024, 1024),), ((1024, 1024),), dim=0),
+        masked_grid("masked_softmax"),
+        masked_grid("causal_softmax", quick_shapes=((4, 8, 256, 256),)),
     ),
 }
 # The machine's own limits are not a grid of cases: limits.py measures them.
@@ -163,7 +219,7 @@ SUITE_NAMES = ("limits", *SUITES)
 def registered():
     """fastact's registry; without it, the activations that the tables above name."""
     found = registry.load()
-    named = dict.fromkeys((*QUICK_ACTIVATIONS, *LINEAR_ACTIVATIONS))
+    named = dict.fromkeys((*QUICK_ACTIVATIONS, *LINEAR_ACTIVATIONS, *SOFTMAX_ACTIVATIONS))
     return found or {name: Activation.from_torch(name) for name in named}
 
 

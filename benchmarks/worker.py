@@ -1,6 +1,7 @@
 """The process of one contender: answers requests, one JSON object a line, over stdin and stdout.
 
-    {"command": "prepare", "case": {...}}   -> {"bytes": moved, "error": against float64}
+    {"command": "prepare", "case": {...}}   -> {"bytes": of leaves and output, "error": against
+                                               float64, "gradient_error": with train, or null}
     {"command": "round"}                    -> {"seconds": [per call, one for each batch]}
     {"command": "call_costs"}               -> {name: seconds}
 
@@ -46,17 +47,19 @@ class Measurement:
 
         found = operations.results(problem, incoming)
         moved = [*problem.leaves, found[0]]
-        self.bytes = sum(tensor.numel() * tensor.element_size() for tensor in moved)
-        self.error = operations.error(found, operations.truth(case, train))
+        exact = operations.truth(case, train)
+        self.facts = {
+            "bytes": sum(tensor.numel() * tensor.element_size() for tensor in moved),
+            "error": operations.error(found[:1], exact[:1]),
+            "gradient_error": operations.error(found[1:], exact[1:]) if train else None,
+        }
 
         statement, scope = problem.expression, {**problem.scope, **problem.tensors}
         if train:
-            statement = f"gradients({statement}, leaves, incoming)"
-            scope |= {
-                "gradients": torch.autograd.grad,
-                "leaves": problem.leaves,
-                "incoming": incoming(found[0]),
-            }
+            # As a training loop has it: autograd hands over fresh gradients, or copies those that
+            # somebody else still holds.
+            statement = f"({statement}).backward(incoming)\nfor leaf in leaves: leaf.grad = None"
+            scope |= {"leaves": problem.leaves, "incoming": incoming(found[0])}
         self.timer = timeit.Timer(statement, globals=scope)
         self.calibrate()
 
@@ -107,10 +110,11 @@ class Server:
         match request["command"]:
             case "prepare":
                 self.measurement = None
-                torch.compiler.reset()  # Dynamo keeps every function it has compiled
+                if "torch._dynamo" in sys.modules:  # to import it takes seconds
+                    torch.compiler.reset()  # it keeps every function it has compiled
                 case = Case.from_json(request["case"])
                 self.measurement = Measurement(self.contender, case, self.train)
-                return {"bytes": self.measurement.bytes, "error": self.measurement.error}
+                return self.measurement.facts
             case "round":
                 return {"seconds": self.measurement.round()}
             case "call_costs":

@@ -183,6 +183,27 @@ PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// masked_softmax(input, mask or None, dim, scale, is_causal)
+PyObject* masked_softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  double scale = 1;
+  if (C10_UNLIKELY(count != 5 || !is_plain(args[0]) || !no_function_mode() ||
+                   !(args[1] == Py_None || is_plain(args[1])) || !PyLong_CheckExact(args[2]) ||
+                   !as_double(args[3], scale) || !PyBool_Check(args[4]))) {
+    static PyObject* const packet = overload_packet("masked_softmax");
+    return call_packet(packet, args, count);
+  }
+  using Schema = Tensor(const Tensor&, const OptionalTensor&, int64_t, double, bool);
+  static const auto handle = find_operator<Schema>("masked_softmax");
+  const Tensor& self = THPVariable_Unpack(args[0]);
+  const OptionalTensor mask = args[1] == Py_None ? OptionalTensor() : THPVariable_Unpack(args[1]);
+  const int64_t dim = THPUtils_unpackLong(args[2]);
+  const bool is_causal = args[4] == Py_True;
+  return THPVariable_Wrap(
+      run("masked_softmax", self, [&] { return handle.call(self, mask, dim, scale, is_causal); }));
+  END_HANDLE_TH_ERRORS
+}
+
 // linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None), and
 // linear_packed, where `packed` comes after the input.
 template <bool packed>
@@ -270,6 +291,7 @@ PYBIND11_MODULE(_C, m) {
   add_gated(m.ptr(), std::make_index_sequence<std::size(kGatedUnits)>{});
   add(m.ptr(), "softmax", &softmax<false>);
   add(m.ptr(), "log_softmax", &softmax<true>);
+  add(m.ptr(), "masked_softmax", &masked_softmax);
   add(m.ptr(), "linear", &linear<false>);
   add(m.ptr(), "linear_packed", &linear<true>);
 }

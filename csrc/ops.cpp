@@ -53,6 +53,12 @@ TORCH_LIBRARY(fastact, m) {
   m.def("softmax_backward(Tensor grad, Tensor output, int dim, float scale) -> Tensor");
   m.def("log_softmax(Tensor self, int dim=-1) -> Tensor");
   m.def("log_softmax_backward(Tensor grad, Tensor output, int dim) -> Tensor");
+  // softmax(scale * self + mask) with an additive or, where false elements take no part, a boolean
+  // mask that broadcasts; is_causal: row i of the last two dimensions takes its first i + 1
+  // elements.
+  m.def(
+      "masked_softmax(Tensor self, Tensor? mask=None, int dim=-1, float scale=1., "
+      "bool is_causal=False) -> Tensor");
 
   // activation(input @ weight.T + bias). `activation` is a registry name, `params` its parameters
   // in the registry's order (empty: the defaults), `slope` the learnable tensor of "prelu".
@@ -76,6 +82,8 @@ TORCH_LIBRARY(fastact, m) {
   m.def(
       "linear_packed(Tensor input, Tensor packed, Tensor weight, Tensor? bias=None, "
       "str? activation=None, float[] params=[], Tensor? slope=None) -> Tensor");
+  // The road of linear's product for these operands (cpu/gemm.h), or "aten".
+  m.def("linear_road(Tensor input, Tensor weight, bool packed=False) -> str");
 
   // Facts about the library: the CPU instruction set in use, those built (narrowest first), and
   // whether FASTACT_DISABLE=1 sends every call to ATen.

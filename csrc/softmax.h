@@ -23,4 +23,11 @@ Tensor compose_softmax_backward(const Tensor& grad, const Tensor& output, int64_
                                 double scale);
 Tensor compose_log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim);
 
+// masked_softmax: softmax(scale * self + mask), or of the lower triangle of the last two
+// dimensions. The wrapped dim; raises where the arguments do not fit.
+int64_t check_masked_softmax(const Tensor& self, const std::optional<Tensor>& mask, int64_t dim,
+                             bool is_causal);
+Tensor compose_masked_softmax(const Tensor& self, const std::optional<Tensor>& mask, int64_t dim,
+                              double scale, bool is_causal);
+
 }  // namespace fastact

@@ -16,10 +16,13 @@ from fastact import functional, memory, nn, ops  # noqa: E402, F401  (the operat
 from fastact._version import __version__  # noqa: E402
 from fastact.conversion import convert, revert  # noqa: E402
 from fastact.environment import info  # noqa: E402
+from fastact.explanation import Report, explain  # noqa: E402
 
 __all__ = [
+    "Report",
     "__version__",
     "convert",
+    "explain",
     "functional",
     "info",
     "memory",

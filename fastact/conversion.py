@@ -45,8 +45,8 @@ _MODES = ("inference", "training")
 # In the __dict__ of a layer that a training-mode conversion changed.
 _CONVERTED = "_fastact_converted"
 
-_TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__}
-_LAYERS = {torch.nn.Linear, Linear, *_TWINS, *_TWINS.values()}
+TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__}
+_LAYERS = {torch.nn.Linear, Linear, *TWINS, *TWINS.values()}
 
 # ---- what an activation module computes --------------------------------------------------------
 
@@ -71,7 +71,7 @@ def _softmax_reader(name: str, *rest: float) -> Callable[[torch.nn.Module], _Epi
 # By fastact's class; None where the module cannot be fused as it is. RReLU draws random numbers and
 # Softmax2d asks for a number of dimensions, so neither is here.
 _READERS: dict[type, Callable[[torch.nn.Module], _Epilogue | None]] = {
-    _TWINS[getattr(torch.nn, row.module)]: _reader(row.name)
+    TWINS[getattr(torch.nn, row.module)]: _reader(row.name)
     for row in REGISTRY.values()
     if row.module and row.name != "gelu_tanh"
 } | {
@@ -707,7 +707,7 @@ class _Fuser:
         else:
             if id(module) not in self.activations or _only_input(user) is None:
                 return None
-            epilogue = _READERS[_TWINS.get(type(module), type(module))](module)
+            epilogue = _READERS[TWINS.get(type(module), type(module))](module)
             if epilogue is None:
                 return None
             name, parameters = epilogue
@@ -764,7 +764,7 @@ class _Plan:
                 module.fused = FusedActivation("nn.Linear", None, {})
                 module.__class__ = Linear
             else:
-                module.__class__ = _TWINS[type(module)]
+                module.__class__ = TWINS[type(module)]
         for module, kind in self.rewritten:
             module.__class__ = kind
 
@@ -781,7 +781,7 @@ class _Plan:
         return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}" for a, b, c in rows)
 
 
-def _obstacle(module: torch.nn.Module, frozen: bool) -> str | None:
+def obstacle(module: torch.nn.Module, frozen: bool) -> str | None:
     """Why a layer, or a module derived from one, must stay what it is."""
     if type(module) not in _LAYERS:
         if torch.nn.utils.parametrize.is_parametrized(module):
@@ -855,17 +855,17 @@ def _plan(model: torch.nn.Module, frozen: bool, accepts: Callable[[str], Any]) -
     linears, activations = set(), set()  # what may be part of a pair, by id
 
     for name, module in modules.items():
-        if not isinstance(module, (torch.nn.Linear, *_TWINS)) or type(module) is FrozenLinear:
+        if not isinstance(module, (torch.nn.Linear, *TWINS)) or type(module) is FrozenLinear:
             continue
         if not accepts(name):
             plan.note(name, "left out by filter_fn")
             continue
-        obstacle = _obstacle(module, frozen)
-        if obstacle is not None:
-            plan.fail(name, obstacle)
+        reason = obstacle(module, frozen)
+        if reason is not None:
+            plan.fail(name, reason)
             continue
         kind = type(module)
-        becomes = _TWINS.get(kind, kind)
+        becomes = TWINS.get(kind, kind)
         if isinstance(module, torch.nn.Linear):
             becomes = FrozenLinear if frozen else Linear
             own_activation = kind is Linear and module.fused.name is not None
@@ -968,7 +968,7 @@ def convert(
         raise TypeError(
             f"fastact.convert(): model: expected a torch.nn.Module, got {type(model).__name__}"
         )
-    if _is_compiled(model):
+    if is_compiled(model):
         raise TypeError(
             "fastact.convert(): model: expected a module of Python code, got a compiled one, "
             f"{type(model).__name__}; convert the model first and compile the result"
@@ -1050,7 +1050,7 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
         )
     _check_not_frozen("revert", model, "the original model is what it was made of")
     for name, module in model.named_modules():
-        if _CONVERTED in vars(module) and type(module) not in (Linear, *_TWINS.values()):
+        if _CONVERTED in vars(module) and type(module) not in (Linear, *TWINS.values()):
             raise RuntimeError(
                 f"fastact.revert(): {name or 'model'}: expected the class that convert() gave it, "
                 f"got {type(module).__name__}; first undo what changed it since"
@@ -1059,7 +1059,7 @@ def revert(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _is_compiled(model: torch.nn.Module) -> bool:
+def is_compiled(model: torch.nn.Module) -> bool:
     dynamo = sys.modules.get("torch._dynamo")  # looked up on torch, it would be imported
     return isinstance(model, torch.jit.ScriptModule) or (
         dynamo is not None and isinstance(model, dynamo.OptimizedModule)

@@ -261,6 +261,43 @@ def log_softmax(
     return _C.log_softmax(input, dim)
 
 
+def masked_softmax(
+    input: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    dim: int = -1,
+    scale: float = 1.0,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """softmax(scale * input + mask) over one dimension, as attention takes it.
+
+    Args:
+        input: a tensor of any shape.
+        mask: a tensor that broadcasts to input's shape: of input's dtype, added to the scores, or
+            bool, where false elements take no part.
+        dim: the dimension whose elements add up to 1.
+        scale: a factor of input.
+        is_causal: in the last two dimensions, row i takes its first i + 1 elements; the others are
+            not even read. Without a mask, and along the last dimension.
+
+    Returns:
+        A contiguous tensor of input's shape and dtype; NaN in a row that takes no element.
+
+    Raises:
+        RuntimeError: a mask of another dtype, device or shape, or one beside is_causal.
+        IndexError: there is no such dimension.
+
+    Source: Vaswani et al., Attention Is All You Need, arXiv:1706.03762.
+
+    Example:
+        >>> FF.masked_softmax(torch.zeros(2, 2), is_causal=True)
+        tensor([[1.0000, 0.0000],
+                [0.5000, 0.5000]])
+    """
+    if is_dynamo_compiling():
+        return torch.ops.fastact.masked_softmax(input, mask, dim, scale, is_causal)
+    return _C.masked_softmax(input, mask, dim, scale, is_causal)
+
+
 def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
     """a * sigmoid(b), a and b the halves of input along dim.
 
@@ -387,6 +424,7 @@ __all__ = [
     "glu",
     "linear",
     "log_softmax",
+    "masked_softmax",
     "prelu",
     "reglu",
     "rrelu",

@@ -125,6 +125,32 @@ def _register_softmax(name: str) -> None:
         return backward(g, y, _shifted(dim, y.dim() - 1), *scale), 0
 
 
+def _masked_softmax(
+    info: Any,
+    in_dims: Any,
+    self: Tensor,
+    mask: Tensor | None = None,
+    dim: int = -1,
+    scale: float = 1.0,
+    is_causal: bool = False,
+) -> Any:
+    x = _to_front(self, in_dims[0], info.batch_size)
+    if len(in_dims) > 1 and in_dims[1] is not None:
+        mask = mask.movedim(in_dims[1], 0)
+        if mask.dim() > x.dim():
+            raise RuntimeError(
+                "fastact.masked_softmax(): mask: expected a shape that broadcasts to input's, "
+                f"{list(x.shape[1:])}, got {list(mask.shape[1:])}"
+            )
+        # Between the batch and the mask's own dimensions.
+        mask = mask.reshape(mask.shape[0], *[1] * (x.dim() - mask.dim()), *mask.shape[1:])
+    if x.dim() == 1:  # samples of one element each
+        x = x.unsqueeze(1)
+        mask = None if mask is None else mask.unsqueeze(-1)
+        return ops.masked_softmax(x, mask, 1, scale, is_causal).squeeze(1), 0
+    return ops.masked_softmax(x, mask, _shifted(dim, x.dim() - 1), scale, is_causal), 0
+
+
 def _linear(
     info: Any,
     in_dims: Any,
@@ -213,6 +239,7 @@ torch.library.register_vmap("fastact::linear", _linear)
 torch.library.register_vmap("fastact::linear_training", _linear_training)
 torch.library.register_vmap("fastact::linear_backward", _linear_backward)
 torch.library.register_vmap("fastact::linear_packed", _linear_packed)
+torch.library.register_vmap("fastact::masked_softmax", _masked_softmax)
 _register_softmax("softmax")
 _register_softmax("log_softmax")
 for _name in ("glu", "swiglu", "geglu", "reglu"):

@@ -18,7 +18,8 @@ from fastact.testing import accuracy, operators
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTED = ["", ".environment", ".functional", ".memory", ".nn.linear", ".testing.ulp"]
+DOCUMENTED = ["", ".conversion", ".environment", ".explanation", ".functional", ".memory"]
+DOCUMENTED += [".nn.linear", ".testing.ulp"]
 
 
 def blocks(document, language):

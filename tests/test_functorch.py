@@ -1,6 +1,7 @@
 """Do torch.func's transforms, alone and nested, see through every function?"""
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch.func import (
 )
 
 from fastact import functional, nn
-from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES, UNARY_CASES
+from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES, UNARY_CASES, VARIED_FUSED_CASES
 
 # PyTorch's celu differentiates with 1 / alpha in single precision.
 close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-7)
@@ -277,6 +278,62 @@ def test_per_sample_gradients():
         model(sample).sum().backward()
         for name, parameter in parameters.items():
             close(mine[name][i], parameter.grad)
+
+
+def _penalties(forward):
+    """Second derivatives with respect to several tensors at once, by every nesting."""
+    torch.manual_seed(1)
+    x, w = torch.randn(4, 3).double(), torch.randn(5, 3).double()
+    loss = lambda x, w: forward(x, w).sin().sum()  # noqa: E731
+    grads = torch.func.grad(loss, (0, 1))
+    yield torch.func.grad(lambda x: sum(g.sum() for g in grads(x, w)))(x)
+    yield from itertools.chain(*torch.func.hessian(loss, (0, 1))(x, w))
+    yield from itertools.chain(*torch.func.jacrev(torch.func.jacrev(loss, (0, 1)), (0, 1))(x, w))
+    yield from torch.func.jvp(grads, (x, w), (x.cos(), w.cos()))[1]
+    # A step within a step, as in MAML.
+    outer = w.clone().requires_grad_()
+    loss(x, outer - 0.1 * torch.func.grad(loss, 1)(x, outer)).backward()
+    yield outer.grad
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+@pytest.mark.parametrize("fused", VARIED_FUSED_CASES, ids=str)
+def test_nested_transforms_of_linear(fused):
+    slope = torch.linspace(-0.5, 1.5, 5).double() if fused.learnable else None
+
+    def mine(x, w):
+        learnable = {} if slope is None else {"slope": slope}
+        return functional.linear(x, w, activation=fused.name, **fused.parameters, **learnable)
+
+    def twin(x, w):
+        z = torch.nn.functional.linear(x, w)
+        return fused.twin(z) if slope is None else fused.twin(z, slope)
+
+    if fused.name == "hardsigmoid":
+        # PyTorch has no second derivative of it; the first one is a step.
+        assert all(own.isfinite().all() for own in _penalties(mine))
+        return
+    for own, other in zip(_penalties(mine), _penalties(twin), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6)
+
+
+def test_forward_mode_of_a_packed_linear():
+    """A tangent of any of the tensors arrives."""
+    x, w, b, slope = (torch.randn(s).double() for s in ((4, 3), (5, 3), (5,), (5,)))
+    packed = torch.ops.fastact.pack_linear(w)
+
+    def mine(x, w, b, slope):
+        return torch.ops.fastact.linear_packed(x, packed, w, b, "prelu", [], slope)
+
+    def twin(x, w, b, slope):
+        return torch.nn.functional.prelu(torch.nn.functional.linear(x, w, b), slope)
+
+    tensors = (x, w, b, slope)
+    for i in range(4):
+        tangents = tuple(t.cos() if j == i else torch.zeros_like(t) for j, t in enumerate(tensors))
+        torch.testing.assert_close(
+            torch.func.jvp(mine, tensors, tangents)[1], torch.func.jvp(twin, tensors, tangents)[1]
+        )
 
 
 def test_batches_of_different_sizes_are_refused():

@@ -37,12 +37,24 @@ def test_names_of_operators():
     assert len(names) == len(set(names)), "an operator has two overloads"
     expected = {f"{row.name}{kind}" for row in [*ROWS, *GATED] for kind in ("", "_backward")}
     expected |= {f"{row.name}_" for row in UNARY}
-    expected |= {"linear", "linear_training", "linear_backward", "linear_packed", "pack_linear"}
+    expected |= {
+        "masked_softmax",
+        "linear",
+        "linear_training",
+        "linear_backward",
+        "linear_packed",
+        "pack_linear",
+    }
     assert set(names) == expected
 
 
 def test_names_of_functions():
-    functions = {row.name for row in [*ROWS, *GATED]} | {"linear", "rrelu", "softmin"}
+    functions = {row.name for row in [*ROWS, *GATED]} | {
+        "linear",
+        "masked_softmax",
+        "rrelu",
+        "softmin",
+    }
     # "gelu_tanh" is gelu(approximate="tanh").
     assert set(functional.__all__) == functions - {"gelu_tanh"}
     assert all(inspect.isfunction(getattr(functional, name)) for name in functional.__all__)

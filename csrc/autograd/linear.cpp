@@ -215,6 +215,26 @@ LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor&
       input, weight, mask);
 }
 
+// linear's own kernel runs it below autograd; here come the outer levels of functorch's transforms.
+std::tuple<Tensor, Tensor> linear_training_autograd(
+    c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+    ActivationName activation, at::ArrayRef<double> parameters, const OptionalTensor& slope) {
+  const auto each = {&input, &weight, &value_or_undefined(bias), &value_or_undefined(slope)};
+  const auto dual = [](const Tensor* t) { return is_dual(*t); };
+  const auto differentiated = [](const Tensor* t) { return compute_requires_grad(*t); };
+  const bool is_forward_mode = std::any_of(each.begin(), each.end(), dual);
+  if (is_forward_mode || std::any_of(each.begin(), each.end(), differentiated)) {
+    const Epilogue epilogue("linear", activation, parameters, slope);
+    const Tensor z = linear_operator<LinearSchema>("linear").call(input, weight, bias, std::nullopt,
+                                                                  {}, std::nullopt);
+    return {is_forward_mode ? epilogue.compose(z) : epilogue.apply(z), z};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  static const auto handle = find_operator<LinearTrainingSchema>("linear_training");
+  return handle.redispatch(keys & c10::after_autograd_keyset, input, weight, bias, activation,
+                           parameters, slope);
+}
+
 // The packed weight belongs to a frozen model; a gradient is that of the plain one.
 Tensor linear_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& packed,
                               const Tensor& weight, const OptionalTensor& bias,
@@ -222,7 +242,8 @@ Tensor linear_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, con
                               const OptionalTensor& slope) {
   const Tensor& b = value_or_undefined(bias);
   const Tensor& s = value_or_undefined(slope);
-  if (compute_requires_grad(input, weight, b, s) || is_dual(input) || is_dual(weight)) {
+  if (compute_requires_grad(input, weight, b, s) || is_dual(input) || is_dual(weight) ||
+      is_dual(b) || is_dual(s)) {
     return linear_operator<LinearSchema>("linear").call(input, weight, bias, activation, parameters,
                                                         slope);
   }
@@ -351,6 +372,7 @@ LinearGradients compose_linear_backward(const Tensor& grad, const OptionalTensor
 
 TORCH_LIBRARY_IMPL(fastact, Autograd, m) {
   m.impl("linear", TORCH_FN(linear_autograd));
+  m.impl("linear_training", TORCH_FN(linear_training_autograd));
   m.impl("linear_backward", TORCH_FN(linear_backward_autograd));
   m.impl("linear_packed", TORCH_FN(linear_packed_autograd));
 }

@@ -38,6 +38,8 @@ void copy_words(const char* from, int64_t from_stride, char* to, int64_t to_stri
 void copy_elements(int64_t element_size, const char* from, int64_t from_stride, char* to,
                    int64_t to_stride, int64_t n) {
   switch (element_size) {
+    case 1:
+      return copy_words<1>(from, from_stride, to, to_stride, n);
     case 2:
       return copy_words<2>(from, from_stride, to, to_stride, n);
     case 4:

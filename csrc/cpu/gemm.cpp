@@ -11,8 +11,8 @@
 namespace fastact {
 namespace {
 
-// Rows of a tile: the part of a that meets a panel's at a time (256 units of k, see kernels/gemm.h)
-// fills 192 KiB of the second-level cache, and the panel's part is read from there 32 times.
+// Rows of a tile: the part of a that meets a panel's at a time (128 units of k, see kernels/gemm.h)
+// fills 96 KiB of the second-level cache, and the panel's part is read from there 32 times.
 constexpr int64_t kTileRows = 192;
 constexpr int64_t kTileBytes = kTileRows * 256;
 constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row

@@ -1,6 +1,7 @@
 // linear on the CPU: the matrix product of cpu/gemm.h with the activation on its tiles.
 #include "linear.h"
 
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "cpu/elementwise.h"
@@ -163,6 +164,15 @@ Tensor pack_linear_cpu(const Tensor& weight) {
   return packed;
 }
 
+// As large as the CPU's: fake tensors stand for CPU tensors alone.
+Tensor pack_linear_meta(const Tensor& weight) {
+  const int64_t bytes =
+      is_kernel_dtype(weight.scalar_type()) && enabled()
+          ? gemm_packed_bytes(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0))
+          : 0;
+  return at::empty({bytes}, weight.options().dtype(at::kByte));
+}
+
 Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& weight,
                          const OptionalTensor& bias, ActivationName activation,
                          at::ArrayRef<double> parameters, const OptionalTensor& slope) {
@@ -180,6 +190,37 @@ Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor
               expected, " bytes, got ", packed.toString(), " of shape ", packed.sizes());
   return std::get<0>(
       forward(input, weight, bias, epilogue, packed.const_data_ptr(), /*training=*/false));
+}
+
+std::string linear_road(const Tensor& input, const Tensor& weight, bool packed) {
+  check_linear(input, weight, std::nullopt);
+  if (!covered(input, weight, std::nullopt, std::nullopt)) {
+    return "aten";
+  }
+  const MatrixView x(input);
+  const GemmProblem problem{table_dtype(input.scalar_type()),
+                            x.rows,
+                            weight.size(0),
+                            input.size(-1),
+                            x.operand,
+                            MatrixView(weight).transposed(),
+                            packed ? weight.const_data_ptr() : nullptr,
+                            nullptr,
+                            0,
+                            {}};
+  switch (gemm_road(problem)) {
+    case GemmRoad::kFewRows:
+      return "few_rows";
+    case GemmRoad::kSwapped:
+      return "swapped";
+    case GemmRoad::kInPlace:
+      return "in_place";
+    case GemmRoad::kPackB:
+      return "pack_b";
+    case GemmRoad::kPackedB:
+      return "packed_b";
+  }
+  TORCH_INTERNAL_ASSERT(false);
 }
 
 LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& saved,
@@ -230,6 +271,12 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(fastact, CompositeImplicitAutograd, m) {
+  m.impl("linear_road", TORCH_FN(linear_road));
+}
+
+TORCH_LIBRARY_IMPL(fastact, Meta, m) { m.impl("pack_linear", TORCH_FN(pack_linear_meta)); }
 
 TORCH_LIBRARY_IMPL(fastact, CPU, m) {
   m.impl("linear", TORCH_FN(linear_cpu));

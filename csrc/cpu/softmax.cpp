@@ -7,6 +7,8 @@
 #include <ATen/ops/log_softmax.h>
 #include <torch/library.h>
 
+#include <cstring>
+
 #include "cpu/elementwise.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
@@ -99,6 +101,95 @@ Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
   return y;
 }
 
+// Softmax of rows under a mask that broadcasts against `self`, along the last dimension.
+Tensor masked_forward(const Tensor& self, const Tensor& mask, double scale) {
+  const Tensor x = contiguous(self);
+  Tensor y = empty(x.sizes(), x.scalar_type());
+  const int64_t length = x.size(-1);
+  if (x.numel() == 0) {
+    return y;
+  }
+  const SoftmaxKernels& k = kernels().softmax[table_dtype(x.scalar_type())];
+  SoftmaxArguments arguments{length, scale, /*log=*/false};
+  // Whole rows of the mask's own elements: nothing else of it is expanded.
+  at::DimVector own(mask.sizes().begin(), mask.sizes().end());
+  if (own.empty()) {
+    own.push_back(1);
+  }
+  own.back() = length;
+  Tensor rows_of_mask = contiguous(mask.expand(own));
+  if (mask.scalar_type() == at::kBool) {
+    Tensor additive = empty(own, x.scalar_type());
+    k.widen_mask(rows_of_mask.const_data_ptr(), additive.mutable_data_ptr(), additive.numel());
+    rows_of_mask = additive;
+    arguments.select = true;
+  }
+  const Tensor m = rows_of_mask.expand(x.sizes());
+  const int64_t size = x.element_size();
+  const int64_t run = x.dim() > 1 ? x.size(-2) : 1;  // rows with one stride of the mask
+  const int64_t mask_stride = x.dim() > 1 ? m.stride(-2) : 0;
+  const char* px = static_cast<const char*>(x.const_data_ptr());
+  const char* pm = static_cast<const char*>(m.const_data_ptr());
+  char* py = static_cast<char*>(y.mutable_data_ptr());
+  parallel_for(x.numel() / length, std::max<int64_t>(kGrain / length, 1),
+               [&](int64_t begin, int64_t end) {
+                 Scratch scratch(k.rows_scratch(length));
+                 for (int64_t row = begin; row < end;) {
+                   const int64_t last = std::min(end, (row / run + 1) * run);
+                   int64_t offset = row % run * mask_stride;
+                   for (int64_t d = x.dim() - 3, outer = row / run; d >= 0; --d) {
+                     offset += outer % x.size(d) * m.stride(d);
+                     outer /= x.size(d);
+                   }
+                   k.rows(px + row * length * size, pm + offset * size, mask_stride,
+                          py + row * length * size, last - row, arguments, scratch.get());
+                   row = last;
+                 }
+               });
+  return y;
+}
+
+// Row i of each matrix takes its first i + 1 elements; the others are not read.
+Tensor causal_forward(const Tensor& self, double scale) {
+  const Tensor x = contiguous(self);
+  Tensor y = empty(x.sizes(), x.scalar_type());
+  const int64_t length = x.size(-1);
+  const int64_t run = x.size(-2);
+  if (x.numel() == 0) {
+    return y;
+  }
+  const SoftmaxKernels& k = kernels().softmax[table_dtype(x.scalar_type())];
+  const int64_t size = x.element_size();
+  const char* px = static_cast<const char*>(x.const_data_ptr());
+  char* py = static_cast<char*>(y.mutable_data_ptr());
+  parallel_for(x.numel() / length, std::max<int64_t>(2 * kGrain / length, 1),
+               [&](int64_t begin, int64_t end) {
+                 Scratch scratch(k.rows_scratch(length));
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t count = std::min(row % run + 1, length);
+                   char* to = py + row * length * size;
+                   k.rows(px + row * length * size, nullptr, 0, to, 1,
+                          {count, scale, /*log=*/false}, scratch.get());
+                   std::memset(to + count * size, 0, (length - count) * size);
+                 }
+               });
+  return y;
+}
+
+Tensor masked_softmax_cpu(const Tensor& self, const std::optional<Tensor>& mask, int64_t dim,
+                          double scale, bool is_causal) {
+  dim = check_masked_softmax(self, mask, dim, is_causal);
+  const bool has_mask = mask && mask->defined();
+  const bool along_rows = has_kernels(self) && self.dim() > 0 && dim == self.dim() - 1;
+  if (!along_rows || (has_mask && (!mask->is_cpu() || mask->layout() != at::kStrided ||
+                                   (mask->scalar_type() != at::kBool && !has_kernels(*mask))))) {
+    return compose_masked_softmax(self, mask, dim, scale, is_causal);
+  }
+  return is_causal  ? causal_forward(self, scale)
+         : has_mask ? masked_forward(self, *mask, scale)
+                    : forward(self, dim, scale, /*log=*/false);
+}
+
 Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double scale, bool log) {
   dim = at::maybe_wrap_dim(dim, output.dim());
   const Tensor g = contiguous(grad);
@@ -159,6 +250,7 @@ TORCH_LIBRARY_IMPL(fastact, CPU, m) {
   m.impl("softmax", TORCH_FN(softmax_cpu));
   m.impl("softmax_backward", TORCH_FN(softmax_backward_cpu));
   m.impl("log_softmax", TORCH_FN(log_softmax_cpu));
+  m.impl("masked_softmax", TORCH_FN(masked_softmax_cpu));
   m.impl("log_softmax_backward", TORCH_FN(log_softmax_backward_cpu));
 }
 

@@ -31,10 +31,10 @@ struct Gemm {
   static constexpr int kPanel = 256 / sizeof(C);
   static constexpr int kRegisters = sizeof(V) == 64 ? 32 : 16;
   static constexpr int kWidth = kRegisters == 32 ? 4 : 2;  // registers of a row of a micro-tile
-  // Units of k at a time: a panel's part (64 KiB) and the rows that meet it stay in the
+  // Units of k at a time: a panel's part (32 KiB) and the rows that meet it stay in the
   // second-level cache, and sums of blocks round less than one long chain: for k = 4096, in
   // float32, a quarter as much, which is what PyTorch's products do.
-  static constexpr int64_t kBlock = 256;
+  static constexpr int64_t kBlock = 128;
 
   static FASTACT_FN V multiply_add(V a, V b, V c) {
     if constexpr (kPairs) {

@@ -25,11 +25,34 @@ FASTACT_FN C log_of_sum(C sum) {
   return horizontal_max(log1p(Pack<Vec<C>, 1>(sum - C(1))));
 }
 
+// What stands between x and the exponent z.
+enum class Scores { kPlain, kScaled, kMasked, kSelected };
+
+// z of one group, z = x, scale x, scale x + mask, or scale x where mask is 0 and else mask (-inf).
+template <Scores kScores, class V, class T>
+FASTACT_FN V scores(const T* x, const T* mask, V scale, int count) {
+  using C = typename V::scalar;
+  const auto load = [&](const T* p) FASTACT_LAMBDA {
+    return count == V::size ? V::load(p) : V::load(p, count);
+  };
+  const V v = load(x);
+  if constexpr (kScores == Scores::kPlain) {
+    return v;
+  } else if constexpr (kScores == Scores::kScaled) {
+    return v * scale;
+  } else if constexpr (kScores == Scores::kMasked) {
+    return fma(v, scale, load(mask));
+  } else {
+    const V m = load(mask);
+    return select(m < V(C(0)), m, v * scale);
+  }
+}
+
 // max() returns its second operand where either is NaN, so a NaN may be lost here; it then makes
 // the sum NaN.
 //
-// `scratch` holds one row of z, filled up to whole groups with -inf, whose exponential is 0.
-template <class T, int U>
+// `scratch` holds one row of exponentials, where y is too narrow for them.
+template <class T, int U, Scores kScores>
 FASTACT_FN void softmax_row(const T* x, const T* mask, T* y, const SoftmaxArguments& a,
                             compute_t<T>* scratch) {
   using V = SoftmaxGroup<T, U>;
@@ -38,42 +61,68 @@ FASTACT_FN void softmax_row(const T* x, const T* mask, T* y, const SoftmaxArgume
   const int64_t body = n / V::size * V::size;
   const int rest = static_cast<int>(n - body);
   const V scale(static_cast<C>(a.scale));
+  const auto z = [&](int64_t i, int count)
+                     FASTACT_LAMBDA { return scores<kScores>(x + i, mask + i, scale, count); };
+  // The lanes behind the row's end, where z is 0, must not count.
+  const auto tail = [&] FASTACT_LAMBDA {
+    alignas(64) C lanes[V::size];
+    V(negative_infinity<C>()).store(lanes);
+    z(body, rest).store(lanes, rest);
+    return V::load(lanes);
+  };
 
   V top(negative_infinity<C>());
-  const auto value = [&](V z, V m) { return mask ? fma(z, scale, m) : z * scale; };
   for (int64_t i = 0; i < body; i += V::size) {
-    const V z = value(V::load(x + i), mask ? V::load(mask + i) : V(C(0)));
-    z.store(scratch + i);
-    top = max(top, z);
+    top = max(top, z(i, V::size));
   }
+  V last(C(0));
   if (rest) {
-    V(negative_infinity<C>()).store(scratch + body);
-    value(V::load(x + body, rest), mask ? V::load(mask + body, rest) : V(C(0)))
-        .store(scratch + body, rest);
-    top = max(top, V::load(scratch + body));
+    last = tail();
+    top = max(top, last);
   }
   const V largest(horizontal_max(top));
 
+  // In float and double, y itself holds the exponentials.
+  constexpr bool kInPlace = sizeof(T) == sizeof(C);
   V sum(C(0));
-  const int64_t padded = rest ? body + V::size : body;
-  for (int64_t i = 0; i < padded; i += V::size) {
-    const V z = V::load(scratch + i) - largest;
-    const V e = exp(z);
+  for (int64_t i = 0; i < body; i += V::size) {
+    const V e = exp(z(i, V::size) - largest);
     sum = sum + e;
     if (!a.log) {
-      e.store(scratch + i);
+      if constexpr (kInPlace) {
+        e.store(y + i);
+      } else {
+        e.store(scratch + i);
+      }
     }
+  }
+  if (rest) {
+    const V e = exp(last - largest);
+    sum = sum + e;
+    last = a.log ? last : e;
   }
   const C total = horizontal_sum(sum);
 
+  if (a.log) {
+    const V offset(log_of_sum(total));
+    for (int64_t i = 0; i < body; i += V::size) {
+      ((z(i, V::size) - largest) - offset).store(y + i);
+    }
+    if (rest) {
+      ((last - largest) - offset).store(y + body, rest);
+    }
+    return;
+  }
   const V inverse(C(1) / total);
-  const V offset(a.log ? log_of_sum(total) : C(0));
-  const auto result = [&](V z) { return a.log ? (z - largest) - offset : z * inverse; };
   for (int64_t i = 0; i < body; i += V::size) {
-    result(V::load(scratch + i)).store(y + i);
+    if constexpr (kInPlace) {
+      (V::load(y + i) * inverse).store(y + i);
+    } else {
+      (V::load(scratch + i) * inverse).store(y + i);
+    }
   }
   if (rest) {
-    result(V::load(scratch + body)).store(y + body, rest);
+    (last * inverse).store(y + body, rest);
   }
 }
 
@@ -90,24 +139,141 @@ FASTACT_FN void with_registers(int64_t length, const F& f) {
   }
 }
 
+// Rows this short lie side by side in the lanes of registers, so that no maximum and no sum is
+// formed across lanes: as long as that and a logarithm for each row cost more than transposing
+// twice (measured on Zen 5).
+constexpr int64_t kShortRow = 64;
+constexpr int64_t kShortRowOfLog = 128;
+
+template <class T>
+FASTACT_FN bool is_short(const SoftmaxArguments& a) {
+  return a.length <= (a.log ? kShortRowOfLog : kShortRow);
+}
+
 template <class T>
 int64_t softmax_rows_scratch(int64_t length) {
   constexpr int64_t kSize = SoftmaxGroup<T, 4>::size;
-  return (length + kSize) * static_cast<int64_t>(sizeof(compute_t<T>));
+  const int64_t short_length = length < kShortRowOfLog ? length : kShortRowOfLog;
+  const int64_t side_by_side = short_length * Vec<compute_t<T>>::size;
+  return (length + kSize > side_by_side ? length + kSize : side_by_side) *
+         static_cast<int64_t>(sizeof(compute_t<T>));
+}
+
+// Up to a register's lanes of rows, each in its lane; scratch[d] holds element d of every one.
+template <class T, Scores kScores>
+FASTACT_FN void softmax_lanes(const T* x, const T* mask, int64_t mask_stride, T* y, int rows,
+                              const SoftmaxArguments& a, compute_t<T>* scratch) {
+  using C = compute_t<T>;
+  using V = Vec<C>;
+  const int64_t n = a.length;
+  const V scale(static_cast<C>(a.scale));
+  V largest(negative_infinity<C>());
+  for (int64_t i = 0; i < n; i += V::size) {
+    const int width = n - i >= V::size ? V::size : static_cast<int>(n - i);
+    V block[V::size];
+    for (int r = 0; r < V::size; ++r) {
+      block[r] = r < rows ? scores<kScores>(x + r * n + i, mask + r * mask_stride + i, scale, width)
+                          : V(C(0));
+    }
+    transpose(block);
+    for (int d = 0; d < width; ++d) {
+      largest = max(largest, block[d]);
+      block[d].store(scratch + (i + d) * V::size);
+    }
+  }
+  V sum(C(0));
+  constexpr int kUnroll = 4;
+  using Group = Pack<V, kUnroll>;
+  const Group all_largest = Group::broadcast(largest);
+  int64_t d = 0;
+  Group sums(C(0));
+  for (; d + kUnroll <= n; d += kUnroll) {
+    const Group z = Group::load(scratch + d * V::size) - all_largest;
+    const Group e = exp(z);
+    sums = sums + e;
+    (a.log ? z : e).store(scratch + d * V::size);
+  }
+  for (; d < n; ++d) {
+    const Pack<V, 1> z = Pack<V, 1>::broadcast(V::load(scratch + d * V::size) - largest);
+    const Pack<V, 1> e = exp(z);
+    sum = sum + e.part[0];
+    (a.log ? z : e).store(scratch + d * V::size);
+  }
+  for (int u = 0; u < kUnroll; ++u) {
+    sum = sum + sums.part[u];
+  }
+  const V inverse = V(C(1)) / sum;
+  const V offset = a.log ? log1p(Pack<V, 1>::broadcast(sum - V(C(1)))).part[0] : sum;
+  for (int64_t i = 0; i < n; i += V::size) {
+    const int width = n - i >= V::size ? V::size : static_cast<int>(n - i);
+    V block[V::size];
+    for (int k = 0; k < V::size; ++k) {
+      if (k < width) {
+        const V v = V::load(scratch + (i + k) * V::size);
+        block[k] = a.log ? v - offset : v * inverse;
+      } else {
+        block[k] = V(C(0));
+      }
+    }
+    transpose(block);
+    for (int r = 0; r < rows; ++r) {
+      T* to = y + r * n + i;
+      width == V::size ? block[r].store(to) : block[r].store(to, width);
+    }
+  }
+}
+
+template <class T, Scores kScores>
+void softmax_rows_of(const void* x_, const void* mask_, int64_t mask_stride, void* y_, int64_t rows,
+                     const SoftmaxArguments& a, void* scratch_) {
+  const T* x = static_cast<const T*>(x_);
+  const T* mask = static_cast<const T*>(mask_);
+  T* y = static_cast<T*>(y_);
+  compute_t<T>* scratch = static_cast<compute_t<T>*>(scratch_);
+  if (is_short<T>(a)) {
+    constexpr int kLanes = Vec<compute_t<T>>::size;
+    for (int64_t row = 0; row < rows; row += kLanes) {
+      const int count = rows - row >= kLanes ? kLanes : static_cast<int>(rows - row);
+      softmax_lanes<T, kScores>(x + row * a.length, mask + row * mask_stride, mask_stride,
+                                y + row * a.length, count, a, scratch);
+    }
+    return;
+  }
+  with_registers<T>(a.length, [&](auto group) {
+    constexpr int kUnroll = decltype(group)::size / Vec<compute_t<T>>::size;
+    for (int64_t row = 0; row < rows; ++row) {
+      softmax_row<T, kUnroll, kScores>(x + row * a.length, mask + row * mask_stride,
+                                       y + row * a.length, a, scratch);
+    }
+  });
 }
 
 template <class T>
 void softmax_rows(const void* x, const void* mask, int64_t mask_stride, void* y, int64_t rows,
                   const SoftmaxArguments& a, void* scratch) {
-  with_registers<T>(a.length, [&](auto group) {
-    constexpr int kUnroll = decltype(group)::size / Vec<compute_t<T>>::size;
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* m = static_cast<const T*>(mask);
-      softmax_row<T, kUnroll>(static_cast<const T*>(x) + row * a.length,
-                              m ? m + row * mask_stride : m, static_cast<T*>(y) + row * a.length, a,
-                              static_cast<compute_t<T>*>(scratch));
-    }
-  });
+  if (mask) {
+    (a.select ? softmax_rows_of<T, Scores::kSelected>
+              : softmax_rows_of<T, Scores::kMasked>)(x, mask, mask_stride, y, rows, a, scratch);
+  } else {
+    (a.scale == 1 ? softmax_rows_of<T, Scores::kPlain>
+                  : softmax_rows_of<T, Scores::kScaled>)(x, x, 0, y, rows, a, scratch);
+  }
+}
+
+// 0 where the mask is true, else -inf.
+template <class T>
+void widen_mask(const void* mask_, void* row_, int64_t n) {
+  const uint8_t* mask = static_cast<const uint8_t*>(mask_);
+  T* row = static_cast<T*>(row_);
+  T masked;
+  if constexpr (sizeof(T) == sizeof(BFloat16)) {
+    from_float(negative_infinity<float>(), &masked);
+  } else {
+    masked = negative_infinity<T>();
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    row[i] = mask[i] ? T() : masked;
+  }
 }
 
 // One group of columns; `scratch` holds its exponentials.
@@ -244,8 +410,8 @@ void softmax_columns_backward(const void* grad_, const void* y_, void* dx_, int6
 
 template <class T>
 constexpr SoftmaxKernels kSoftmaxKernels = {
-    &softmax_rows_scratch<T>, &softmax_columns_scratch<T>, &softmax_rows<T>,
-    &softmax_columns<T>,      &softmax_rows_backward<T>,   &softmax_columns_backward<T>};
+    &softmax_rows_scratch<T>,  &softmax_columns_scratch<T>,  &softmax_rows<T>, &softmax_columns<T>,
+    &softmax_rows_backward<T>, &softmax_columns_backward<T>, &widen_mask<T>};
 
 }  // namespace
 }  // namespace FASTACT_ISA

@@ -40,9 +40,11 @@ struct SoftmaxArguments {
   int64_t length;
   double scale;
   bool log;
+  // The mask has 0 and -inf alone; where it is -inf, x does not count, whatever it is.
+  bool select = false;
 };
 
-// The bytes of scratch memory that a forward kernel call needs.
+// The bytes of scratch memory that a forward kernel call needs for rows of up to `length`.
 using SoftmaxScratch = int64_t (*)(int64_t length);
 
 // Rows of `length` contiguous elements, one after the other. `mask` is null or has an element for
@@ -68,6 +70,8 @@ struct SoftmaxKernels {
   SoftmaxColumnsKernel columns;
   SoftmaxRowsBackwardKernel rows_backward;
   SoftmaxColumnsBackwardKernel columns_backward;
+  // A boolean mask as an additive one: 0 where it is true, else -inf.
+  void (*widen_mask)(const void* mask, void* row, int64_t n);
 };
 
 // One tile of a matrix product (see kernels/gemm.h): `rows` rows of a, `units` units of k long and

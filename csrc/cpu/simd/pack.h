@@ -49,6 +49,11 @@ struct Pack {
   Pack() = default;
   FASTACT_FN explicit Pack(scalar x) { FASTACT_UNROLL for (int u = 0; u < U; ++u) part[u] = V(x); }
   FASTACT_FN Pack(V first, V second) : part{first, second} {}
+  static FASTACT_FN Pack broadcast(V v) {
+    Pack r;
+    FASTACT_UNROLL for (int u = 0; u < U; ++u) r.part[u] = v;
+    return r;
+  }
 
   template <class T>
   static FASTACT_FN Pack load(const T* p) {

@@ -1,0 +1,397 @@
+"""Which engine runs each operation of a model, and why: explain."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastact import conversion, functional
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# What torch.ops.fastact.linear_road() returns.
+_ROADS = {
+    "few_rows": "a few rows of input, the weight read once as it lies",
+    "swapped": "the input packed, the weight read as it lies",
+    "in_place": "the weight's rows read as they lie",
+    "pack_b": "the weight packed for this call",
+    "packed_b": "the weight packed by fastact.convert",
+    "aten": "PyTorch's matrix product",
+}
+
+# ATen operators that are called otherwise than the function of fastact.functional.
+_FUNCTIONS = {
+    "_log_softmax": "log_softmax",
+    "_prelu_kernel": "prelu",
+    "_softmax": "softmax",
+    "addmm": "linear",
+    "log_sigmoid_forward": "logsigmoid",
+    "mm": "linear",
+    "rrelu_with_noise": "rrelu",
+} | {name: name for name in functional.__all__}
+
+# What fastact.convert replaces, and classes derived from it.
+_REPLACED = (torch.nn.Linear, *conversion.TWINS)
+
+# Called by kernels of fastact too: they compute nothing.
+_FACTORIES = ("empty", "new_empty", "new_zeros", "zeros")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation.
+
+    Attributes:
+        operation: the operator, as "fastact.linear" or "aten.addmm".
+        where: the path of the module that called it or holds its weight; "" where that is the model
+            itself or not known.
+        shapes: of its tensors.
+        dtype: of its first tensor.
+        engine: "fastact" where its own kernel ran, "PyTorch", or another library's name; the class
+            of a tensor that computes by itself; "none" for meta tensors.
+        reason: why that engine, and how.
+    """
+
+    operation: str
+    where: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What :func:`explain` returns. Printed, a table; ``rows`` are for programs."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        cells = [("operation", "where", "shapes", "dtype", "engine", "reason")]
+        for row in self.rows:
+            shapes = ", ".join("x".join(map(str, shape)) or "()" for shape in row.shapes)
+            dtype = _name_of(row.dtype)
+            cells.append((row.operation, row.where, shapes, dtype, row.engine, row.reason))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in cells
+        ]
+        own = sum(row.engine == "fastact" for row in self.rows)
+        return "\n".join([*lines, f"{own} of {len(self.rows)} operations on fastact's kernels"])
+
+    __repr__ = __str__
+
+
+def explain(model_or_callable: Callable[..., Any], *example_inputs: Any) -> Report:
+    """The operations of a model, the engine that runs each, and why.
+
+    The model runs once on the inputs, as it is: in its training or evaluation mode, and in the grad
+    mode and under the autocast of the caller, which decide what runs. So whatever a call changes,
+    such as batch norm's statistics and the random state, changes. Gradients are formed only where a
+    callable does so: ``fastact.explain(lambda x: model(x).sum().backward(), x)``.
+
+    Left out is what computes nothing: views, and questions such as whether two sizes agree. What
+    torch.compile compiled inside the model runs as it was written.
+
+    Args:
+        model_or_callable: a module, or any function of tensors; not a compiled one.
+        example_inputs: what it is called with.
+
+    Returns:
+        A :class:`Report`: a table to print, with ``rows`` for programs.
+
+    Raises:
+        TypeError: the model cannot be called, or is a compiled one.
+        Exception: whatever the model raises.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+        >>> x = torch.randn(2, 4)
+        >>> for row in fastact.explain(model, x).rows:
+        ...     print(row.operation, row.where, row.engine, row.reason, sep=" | ")
+        aten.addmm | 0 | PyTorch | fastact.convert replaces torch.nn.Linear
+        aten.relu | 1 | PyTorch | fastact.convert replaces torch.nn.ReLU
+        >>> [row] = fastact.explain(fastact.convert(model), x).rows
+        >>> row.operation, row.where, row.engine
+        ('fastact.linear_packed', '0', 'fastact')
+    """
+    if not callable(model_or_callable):
+        raise TypeError(
+            "fastact.explain(): model_or_callable: expected a module or a function, "
+            f"got {type(model_or_callable).__name__}"
+        )
+    if is_compiled(model_or_callable):
+        raise TypeError(
+            "fastact.explain(): model_or_callable: expected a module or a function of Python code, "
+            f"got a compiled one, {type(model_or_callable).__name__}; explain what it was made of"
+        )
+    watch = _Watch(getattr(model_or_callable, "__self__", model_or_callable))
+    with watch.following_modules(), watch:
+        model_or_callable(*example_inputs)
+    return Report(tuple(watch.rows))
+
+
+def is_compiled(function: Any) -> bool:
+    # Dynamo marks what it wraps; torch._dynamo itself may not be imported yet.
+    return "_torchdynamo_orig_callable" in getattr(function, "__dict__", ()) or (
+        isinstance(function, torch.nn.Module) and conversion.is_compiled(function)
+    )
+
+
+def _shape_of(tensor: Tensor) -> tuple[int, ...]:
+    if tensor.is_nested and tensor.layout is torch.strided:
+        return (tensor.size(0),)  # the others may differ
+    return tuple(tensor.shape)
+
+
+def _name_of(constant: torch.dtype | torch.layout) -> str:
+    return str(constant).removeprefix("torch.")
+
+
+class _Watch(TorchDispatchMode):
+    """Notes every operator below autograd. Not a TorchFunctionMode too, before which some modules
+    of PyTorch (TransformerEncoderLayer) take another road than without."""
+
+    def __init__(self, root: Any) -> None:
+        super().__init__()
+        self.rows: list[Row] = []
+        self._instruction_set = torch.ops.fastact.instruction_set()
+        self._enabled = torch.ops.fastact.enabled()
+        self._paths: dict[torch.nn.Module, str] = {}
+        self._holders: dict[int, list[torch.nn.Module]] = {}  # of a parameter or buffer, by id
+        self._stack: list[torch.nn.Module] = []
+        if isinstance(root, torch.nn.Module):
+            self._add(root, "")
+
+    # ---- where an operation is ----
+
+    def _add(self, root: torch.nn.Module, prefix: str) -> None:
+        for name, module in root.named_modules(prefix=prefix):
+            if self._paths.setdefault(module, name) == name:
+                for tensor in (*module._parameters.values(), *module._buffers.values()):
+                    self._holders.setdefault(id(tensor), []).append(module)
+
+    @contextmanager
+    def following_modules(self) -> Iterator[None]:
+        """By global hooks: those of a module would keep a converted pair apart."""
+        thread = threading.get_ident()
+
+        def enter(module: torch.nn.Module, args: Any) -> None:
+            if thread == threading.get_ident():
+                if module not in self._paths:
+                    self._add(module, type(module).__name__)
+                self._stack.append(module)
+
+        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if thread == threading.get_ident() and self._stack:
+                self._stack.pop()
+
+        hooks = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _module_of(self, library: str, tensors: list[Tensor]) -> torch.nn.Module | None:
+        """The innermost module being called. Of a fused pair, and in backward, none is: then the
+        one that holds a tensor."""
+        caller = self._stack[-1] if self._stack else None
+        if caller is not None and library != "fastact":
+            return caller
+        within = self._paths.keys() if caller is None else set(caller.modules())
+        for tensor in tensors:
+            for holder in self._holders.get(id(tensor), ()):
+                if holder in within:
+                    return holder
+        return caller
+
+    # ---- which engine, and why ----
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+        packed = named.pop("packed", None)
+        tensors = [t for t in tree_leaves(named) if isinstance(t, Tensor)]
+        if func.is_view or not tensors:
+            return func(*args, **kwargs)
+        library, _, operator = func._schema.name.partition("::")
+        foreign = next((type(t) for t in tensors if _computes_by_itself(t)), None)
+        inside: list[str] = []
+        if library == "fastact" and foreign is None:
+            result, inside = _run_watched(func, tensors, args, kwargs)
+        else:
+            result = func(*args, **kwargs)
+        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if not results and not func._schema.is_mutable:
+            return result
+
+        module = self._module_of(library, tensors)
+        engine = "PyTorch" if library in ("aten", "prims") else library
+        if results and results[0].is_meta:
+            engine, reason = "none", "meta tensors have no values"
+        elif foreign is not None:
+            engine, reason = foreign.__name__, "a tensor of this class computes by itself"
+        elif library == "fastact":
+            engine, reason = self._own(operator, named, packed, inside)
+        elif operator == "_to_copy":
+            reason = f"a conversion to {_name_of(results[0].dtype)}"
+        elif (caller := _caller()) is not None:
+            reason = self.obstacle(operator, named, caller)
+        else:
+            reason = _alternative(operator, module)
+        self.rows.append(
+            Row(
+                f"{library}.{operator}",
+                self._paths.get(module, ""),
+                tuple(map(_shape_of, tensors)),
+                tensors[0].dtype,
+                engine,
+                reason,
+            )
+        )
+        return result
+
+    def _own(
+        self, operator: str, named: Mapping[str, Any], packed: Tensor | None, inside: list[str]
+    ) -> tuple[str, str]:
+        """Engine and reason of an operator of ours, inside which these operators ran."""
+        if any(not name.startswith("fastact.") for name in inside):
+            return "PyTorch", f"{self.obstacle(operator, named)}: runs {', '.join(inside)}"
+        reasons = [f"{self._instruction_set} kernel"]
+        if operator in ("linear", "linear_training", "linear_packed"):
+            use_packed = packed is not None and packed.numel() > 0
+            road = torch.ops.fastact.linear_road(named["input"], named["weight"], use_packed)
+            reasons.append(f"{road}: {_ROADS[road]}")
+            activation = named.get("activation")
+            if activation is not None and not inside:
+                reasons.append(f"{activation} on its tiles")
+        if inside:
+            reasons.append(f"with {', '.join(inside)}")
+        return "fastact", "; ".join(reasons)
+
+    def obstacle(self, operator: str, named: Mapping[str, Any], caller: str = "") -> str:
+        """Why a call of ours, by this module of the package, ran as a composition of PyTorch's."""
+        if not self._enabled:
+            return "FASTACT_DISABLE=1"
+        # A mask may be boolean.
+        tensors = {k: t for k, t in named.items() if isinstance(t, Tensor) and k != "mask"}
+        for t in tensors.values():
+            if t.device.type != "cpu":
+                return f"no kernel for tensors on {t.device.type}"
+            if t.is_nested:
+                return "no kernel for nested tensors"
+            if t.layout != torch.strided:
+                return f"no kernel for {_name_of(t.layout)} tensors"
+            if t.dtype not in _DTYPES:
+                return f"no kernel for {_name_of(t.dtype)}"
+        if len({t.dtype for t in tensors.values()}) > 1:
+            return "no kernel for tensors of different dtypes"
+        if forward_ad._current_level >= 0:
+            return "no kernel for forward-mode derivatives"
+        weight, bias, slope = (tensors.get(name) for name in ("weight", "bias", "slope"))
+        if operator.startswith("linear") and weight is not None:
+            if weight.dim() != 2:
+                return f"no kernel for a weight of {weight.dim()} dimension"
+            if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+                return f"no kernel for a bias of shape {list(bias.shape)}"
+            if slope is not None and slope.numel() > 1:
+                return "prelu's slopes lie along dimension 1, which is not the last"
+        if caller == "fastact.ops":
+            return "no kernel for this under torch.func.vmap"
+        return "no kernel for these arguments"
+
+
+def _computes_by_itself(tensor: Tensor) -> bool:
+    return type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer) and (
+        type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+    )
+
+
+def _caller() -> str | None:
+    """The module of fastact whose call PyTorch answers with the operator being dispatched."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_globals.get("__name__") or ""
+        if name == __name__:  # it called the model
+            return None
+        if name.startswith("fastact."):
+            return name
+        if name == "torch._ops":  # torch.ops.fastact.relu(x)
+            packet = getattr(frame.f_locals.get("self"), "_qualified_op_name", "")
+            return name if packet.startswith("fastact::") else None
+        if not name.startswith(("torch._compile", "torch._dynamo")):  # they wrap the mode
+            return None
+        frame = frame.f_back
+    return None
+
+
+class _Inside(TorchDispatchMode):
+    """Notes what a kernel calls of the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        library, _, operator = func._schema.name.partition("::")
+        if not func.is_view and not operator.startswith(_FACTORIES):
+            self.names.append(f"{library}.{operator}")
+        return func(*args, **(kwargs or {}))
+
+
+def _run_watched(
+    func: Any, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
+    """Calls the kernel itself, so that what it calls is seen: a composition by its operators."""
+    keys = torch._C._dispatch_keys(tensors[0])
+    for tensor in tensors[1:]:
+        keys = keys | torch._C._dispatch_keys(tensor)
+    keys = keys & torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Python)
+    with _Inside() as inside:
+        return func.redispatch(keys, *args, **kwargs), inside.names
+
+
+def _alternative(operator: str, module: torch.nn.Module | None) -> str:
+    """What fastact has in place of an operator that nobody asked it for."""
+    kind = type(module)
+    if isinstance(module, _REPLACED) and not kind.__module__.startswith("fastact."):
+        public = getattr(torch.nn, kind.__name__, None) is kind
+        name = f"torch.nn.{kind.__name__}" if public else kind.__qualname__
+        obstacle = conversion.obstacle(module, frozen=True)
+        if obstacle is None:
+            return f"fastact.convert replaces {name}"
+        return f"fastact.convert leaves {name}: {obstacle}"
+    if "_backward" in operator:
+        return "a gradient of an operation that PyTorch runs, or of a higher order"
+    function = _FUNCTIONS.get(operator, _FUNCTIONS.get(operator.removesuffix("_")))
+    if function == "linear":
+        return "fastact.functional.linear computes it where it is a linear layer"
+    if function is not None:
+        return f"fastact.functional.{function} computes it"
+    return "fastact has no kernel for it"
+
+
+__all__ = ["Report", "Row", "explain"]
