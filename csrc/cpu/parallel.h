@@ -12,9 +12,10 @@ namespace fastact {
 // one whose threads do not exist any more: eager PyTorch hangs in it, fastact runs serially.
 bool in_forked_child();
 
-// f(begin, end) over pieces of [0, n), on torch's own thread pool: a second pool would fight with
-// its spinning workers. Every piece but the last is a multiple of `grain` long. The pieces depend
-// on the number of threads, so a kernel whose result depends on them must number its own chunks.
+// f(begin, end) over equal pieces of [0, n), one for each of torch's threads (a second pool would
+// fight with its spinning workers), but of at least `grain`; of many elements, whole cache lines.
+// The pieces depend on the number of threads, so a kernel whose result depends on them must number
+// its own chunks.
 template <class F>
 void parallel_for(int64_t n, int64_t grain, const F& f) {
   if (n <= grain || in_forked_child() || at::in_parallel_region()) {
@@ -23,9 +24,17 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
     }
     return;
   }
-  const int64_t pieces = (n + grain - 1) / grain;
-  at::parallel_for(0, pieces, 1,
-                   [&](int64_t begin, int64_t end) { f(begin * grain, std::min(end * grain, n)); });
+  constexpr int64_t kLine = 64;  // of the narrowest elements
+  const int64_t pieces = std::min<int64_t>(at::get_num_threads(), (n + grain - 1) / grain);
+  int64_t length = (n + pieces - 1) / pieces;
+  if (grain >= kLine) {
+    length = (length + kLine - 1) / kLine * kLine;
+  }
+  at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+    if (begin * length < n) {
+      f(begin * length, std::min(end * length, n));
+    }
+  });
 }
 
 }  // namespace fastact
