@@ -10,12 +10,12 @@
 namespace fastact {
 namespace {
 
-// Waking torch's workers and waiting for them takes about as long as 16,000 cycles of work on each
-// of two cores saves (Zen 5, benchmarks overhead suite); an element of memory traffic in cache
+// Waking torch's workers and waiting for them takes 1 us (Zen 5, benchmarks overhead suite), and
+// 8,000 cycles of work on each of two cores save twice that; an element of memory traffic in cache
 // costs at least 3 cycles per 16. Grain in elements, a multiple of every cache line and vector.
 int64_t grain_of(const Activation& activation) {
   const int64_t cycles = std::max(activation.cost, 3);
-  return std::max<int64_t>(16 * 16000 / cycles / 1024, 1) * 1024;
+  return std::max<int64_t>(16 * 8000 / cycles / 1024, 1) * 1024;
 }
 
 // ---- strided operands -------------------------------------------------------------------------

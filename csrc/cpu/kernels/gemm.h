@@ -193,6 +193,33 @@ FASTACT_FN compute_t<T> gather_unit(const T* row, int64_t stride, int64_t unit, 
   }
 }
 
+// Unit `unit` of `count` neighbouring rows: element (i, k) of them lies at first[i + k * k_stride].
+template <class T>
+FASTACT_FN typename Gemm<T>::V load_rows(const T* first, int64_t k_stride, int64_t unit, int64_t k,
+                                         int count) {
+  using G = Gemm<T>;
+  using V = typename G::V;
+  const T* low = first + unit * G::kDepth * k_stride;
+  if constexpr (G::kPairs) {
+    alignas(64) uint32_t lanes[V::size] = {};
+    const T* high = low + k_stride;
+    if (2 * unit + 1 == k) {
+      for (int i = 0; i < count; ++i) lanes[i] = low[i].bits;
+    } else if (count == V::size) {
+      for (int i = 0; i < V::size; ++i) {
+        lanes[i] = low[i].bits | static_cast<uint32_t>(high[i].bits) << 16;
+      }
+    } else {
+      for (int i = 0; i < count; ++i) {
+        lanes[i] = low[i].bits | static_cast<uint32_t>(high[i].bits) << 16;
+      }
+    }
+    return V::load(reinterpret_cast<const float*>(lanes));
+  } else {
+    return count == V::size ? V::load(low) : V::load(low, count);
+  }
+}
+
 template <class T>
 int64_t gemm_units(int64_t k) {
   return (k + Gemm<T>::kDepth - 1) / Gemm<T>::kDepth;
@@ -229,11 +256,9 @@ void pack_panels(const void* b_, int64_t k_stride, int64_t n_stride, int64_t k, 
             rows[i].store(to + (unit + i) * G::kPanel + column);
           }
         }
-      } else if (n_stride == 1 && !G::kPairs) {
+      } else if (n_stride == 1) {
         for (int64_t unit = 0; unit < units; ++unit) {
-          const T* row = from + unit * k_stride;
-          (count == V::size ? V::load(row) : V::load(row, count))
-              .store(to + unit * G::kPanel + column);
+          load_rows(from, k_stride, unit, k, count).store(to + unit * G::kPanel + column);
         }
       } else {
         for (int64_t unit = 0; unit < units; ++unit) {
@@ -258,12 +283,13 @@ void pack_rows(const void* a_, int64_t row_stride, int64_t k_stride, int64_t k, 
   C* packed = static_cast<C*>(packed_);
   const int64_t units = gemm_units<T>(k);
   int64_t row = first;
-  if (row_stride == 1 && !G::kPairs) {
+  if (row_stride == 1) {
     for (; row + V::size <= last; row += V::size) {
       for (int64_t unit = 0; unit < units; unit += V::size) {
         V columns[V::size];
         for (int i = 0; i < V::size; ++i) {
-          columns[i] = unit + i < units ? V::load(a + row + (unit + i) * k_stride) : V(C(0));
+          columns[i] =
+              unit + i < units ? load_rows(a + row, k_stride, unit + i, k, V::size) : V(C(0));
         }
         transpose(columns);
         const int count = units - unit >= V::size ? V::size : static_cast<int>(units - unit);
