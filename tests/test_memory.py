@@ -677,10 +677,13 @@ def test_leaks(call):
     """Neither a block nor the 48 bytes that describe one."""
     for _ in range(500):
         call()
-    before = resident()
-    for _ in range(4000):
-        call()
-    assert resident() - before <= MIB // 2
+    growth = []
+    for _ in range(3):  # a leak shows in every round, the allocator's wandering does not
+        before = resident()
+        for _ in range(4000):
+            call()
+        growth.append(resident() - before)
+    assert min(growth) <= MIB // 8, growth
 
 
 def test_memory_goes_back_to_the_system():
