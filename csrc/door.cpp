@@ -11,6 +11,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_numbers.h>
 
+#include "gated.h"
 #include "linear.h"
 #include "math/activations.h"
 #include "operators.h"
@@ -141,21 +142,19 @@ PyObject* prelu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-constexpr const char* kGatedUnits[] = {"glu", "swiglu", "geglu", "reglu"};
-
 // NAME(input, dim) of a gated unit.
 template <int unit>
 PyObject* gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (C10_UNLIKELY(count != 2 || !is_plain(args[0]) || !no_function_mode() ||
                    !PyLong_CheckExact(args[1]))) {
-    static PyObject* const packet = overload_packet(kGatedUnits[unit]);
+    static PyObject* const packet = overload_packet(kGatedUnitNames[unit]);
     return call_packet(packet, args, count);
   }
-  static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>(kGatedUnits[unit]);
+  static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>(kGatedUnitNames[unit]);
   const Tensor& self = THPVariable_Unpack(args[0]);
   const int64_t dim = THPUtils_unpackLong(args[1]);
-  return THPVariable_Wrap(run(kGatedUnits[unit], self, [&] { return handle.call(self, dim); }));
+  return THPVariable_Wrap(run(kGatedUnitNames[unit], self, [&] { return handle.call(self, dim); }));
   END_HANDLE_TH_ERRORS
 }
 
@@ -280,7 +279,7 @@ void add_unary(PyObject* module, ActivationList<A...>) {
 
 template <std::size_t... I>
 void add_gated(PyObject* module, std::index_sequence<I...>) {
-  (add(module, kGatedUnits[I], &gated<I>), ...);
+  (add(module, kGatedUnitNames[I], &gated<I>), ...);
 }
 
 }  // namespace
@@ -288,7 +287,7 @@ void add_gated(PyObject* module, std::index_sequence<I...>) {
 PYBIND11_MODULE(_C, m) {
   add_unary(m.ptr(), Activations{});
   add(m.ptr(), "prelu", &prelu);
-  add_gated(m.ptr(), std::make_index_sequence<std::size(kGatedUnits)>{});
+  add_gated(m.ptr(), std::make_index_sequence<std::size(kGatedUnitNames)>{});
   add(m.ptr(), "softmax", &softmax<false>);
   add(m.ptr(), "log_softmax", &softmax<true>);
   add(m.ptr(), "masked_softmax", &masked_softmax);

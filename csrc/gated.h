@@ -13,6 +13,9 @@ namespace fastact {
 
 using at::Tensor;
 
+// By gate.
+constexpr const char* kGatedUnitNames[kNumGates] = {"glu", "swiglu", "geglu", "reglu"};
+
 struct GatedUnit {
   const char* name;
   Gate gate;

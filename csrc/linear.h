@@ -14,6 +14,8 @@ namespace fastact {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+inline bool is_defined(const OptionalTensor& t) { return t && t->defined(); }
+
 // What every operator of the family is called with, by the names of the schemas in ops.cpp.
 using ActivationName = std::optional<c10::string_view>;
 using LinearSchema = Tensor(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,

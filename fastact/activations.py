@@ -17,6 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+# What the kernels compute (is_kernel_dtype() in csrc/activation.h).
+KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# They halve a dimension, so they are no rows (kGatedUnitNames in csrc/gated.h).
+GATED_UNITS = ("glu", "swiglu", "geglu", "reglu")
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -329,7 +335,7 @@ REGISTRY: Mapping[str, Activation] = {row.name: row for row in _ROWS}
 
 # What `activation=` of the fused operators refuses, with the reason.
 _NOT_FUSIBLE = {
-    **dict.fromkeys(("glu", "swiglu", "geglu", "reglu"), "it changes the shape"),
+    **dict.fromkeys(GATED_UNITS, "it changes the shape"),
     "rrelu": "it draws random numbers in training",
 }
 

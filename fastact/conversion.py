@@ -3,93 +3,45 @@
 Conversion keeps every module object. A layer changes its class to fastact's subclass of it. A
 module whose forward calls a layer and then its activation changes its class to a subclass made for
 it, whose forward makes one call of the pair; both modules stay in their places. That forward is the
-module's own as torch.fx recorded it, one module at a time with every submodule as a leaf, and it
-runs only while what was recorded still holds (see :class:`_Recorder`): else the module's own does.
+module's own as recorded (:mod:`fastact.recording`), with the pairs that :mod:`fastact.patterns`
+recognises put together.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import enum
-import functools
-import hashlib
-import importlib
-import inspect
-import linecache
-import math
 import operator
-import random
-import re
 import sys
-import threading
-import types
-import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.fx  # `import torch` has already loaded it
-import torch.nn.functional as F
+import torch.fx
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from fastact import _C, functional, nn
-from fastact.activations import REGISTRY, resolve
+from fastact import _C
+from fastact.activations import REGISTRY
 from fastact.nn.frozen import FrozenLinear
 from fastact.nn.linear import FusedActivation, Linear
+from fastact.patterns import READERS, TWINS, epilogue_of, has_hooks
+from fastact.recording import (
+    Recorder,
+    Unrecordable,
+    base_of,
+    class_of,
+    dotted,
+    is_sequential,
+    rewritten,
+)
 
 _MODES = ("inference", "training")
 # In the __dict__ of a layer that a training-mode conversion changed.
 _CONVERTED = "_fastact_converted"
 
-TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__}
 _LAYERS = {torch.nn.Linear, Linear, *TWINS, *TWINS.values()}
-
-# ---- what an activation module computes --------------------------------------------------------
-
-# A registry name with its parameters.
-_Epilogue = tuple[str, tuple[float, ...]]
-
-
-def _reader(name: str) -> Callable[[torch.nn.Module], _Epilogue]:
-    """Reads off a module what it computes now: it may have been edited since the conversion."""
-    names = tuple(REGISTRY[name].parameters)
-    if not names:
-        constant = (name, ())
-        return lambda module: constant
-    return lambda module: (name, tuple([getattr(module, parameter) for parameter in names]))
-
-
-def _softmax_reader(name: str, *rest: float) -> Callable[[torch.nn.Module], _Epilogue | None]:
-    # Without dim PyTorch warns, and guesses from the number of dimensions.
-    return lambda module: None if module.dim is None else (name, (module.dim, *rest))
-
-
-# By fastact's class; None where the module cannot be fused as it is. RReLU draws random numbers and
-# Softmax2d asks for a number of dimensions, so neither is here.
-_READERS: dict[type, Callable[[torch.nn.Module], _Epilogue | None]] = {
-    TWINS[getattr(torch.nn, row.module)]: _reader(row.name)
-    for row in REGISTRY.values()
-    if row.module and row.name != "gelu_tanh"
-} | {
-    nn.GELU: lambda module: ({"none": "gelu", "tanh": "gelu_tanh"}[module.approximate], ()),
-    nn.Softmax: _softmax_reader("softmax", 1.0),
-    nn.Softmin: _softmax_reader("softmax", -1.0),
-    nn.LogSoftmax: _softmax_reader("log_softmax"),
-}
-
-
-def _has_hooks(module: torch.nn.Module) -> Any:
-    return (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
 
 # ---- what a rewritten forward calls in training mode -------------------------------------------
 
@@ -99,7 +51,7 @@ def _fused_linear(
 ) -> Tensor | None:
     """None where the layer has since become one that must run on its own."""
     own = linear._parameters
-    if type(linear) is not Linear or linear.fused.name or "weight" not in own or _has_hooks(linear):
+    if type(linear) is not Linear or linear.fused.name or "weight" not in own or has_hooks(linear):
         return None
     if is_dynamo_compiling():
         return torch.ops.fastact.linear(input, own["weight"], own["bias"], name, parameters, slope)
@@ -111,8 +63,8 @@ def linear_then_module(
 ) -> Tensor:
     """activation(linear(input)), in one operator unless a hook, a parametrization or another module
     has come between since the conversion."""
-    read = _READERS.get(type(activation))
-    epilogue = read(activation) if read and not _has_hooks(activation) else None
+    read = READERS.get(type(activation))
+    epilogue = read(activation) if read and not has_hooks(activation) else None
     if epilogue is not None:
         slope = activation.weight if epilogue[0] == "prelu" else None
         output = _fused_linear(linear, input, *epilogue, slope)
@@ -134,483 +86,6 @@ def linear_then_function(
         arguments = parameters if slope is None else (slope,)
         output = REGISTRY[name].operator(linear(input), *arguments)
     return output
-
-
-# ---- activations as calls in a graph -----------------------------------------------------------
-
-
-@functools.cache
-def _calls() -> dict[Any, tuple[str, tuple[str, ...]]]:
-    """What a node may call (a function, or the name of a method of Tensor): the activation's name
-    and the names of the arguments after the input."""
-    found: dict[Any, tuple[str, tuple[str, ...]]] = {}
-    for name, row in REGISTRY.items():
-        found[row.operator] = found[row.operator.default] = (
-            name,
-            ("weight",) if row.family == "prelu" else tuple(row.parameters),
-        )
-        twin = getattr(functional, name, None)
-        if twin is None:
-            continue
-        arguments = tuple(inspect.signature(twin).parameters)[1:]
-        # torch.softmax and Tensor.softmax have no _stacklevel between dim and dtype.
-        shorter = tuple(argument for argument in arguments if argument != "_stacklevel")
-        for spelling in (name, name + "_"):
-            if hasattr(F, spelling):
-                found[getattr(F, spelling)] = (name, arguments)
-            if hasattr(torch, spelling):
-                found[getattr(torch, spelling)] = (name, shorter)
-            if hasattr(Tensor, spelling):
-                found[spelling] = (name, shorter)
-    return found
-
-
-def _epilogue_of(node: torch.fx.Node) -> tuple[str, tuple[float, ...], torch.fx.Node | None] | None:
-    """The activation, its parameters and its slope, if the node calls an activation with literal
-    parameters."""
-    if node.op not in ("call_function", "call_method") or node.target not in _calls():
-        return None
-    name, known = _calls()[node.target]
-    positional = node.args[1:] if node.args else ()
-    given = dict(zip(known, positional, strict=False))
-    given |= {key: value for key, value in node.kwargs.items() if key != "input"}
-    if len(positional) > len(known) or not given.keys() <= set(known):
-        return None
-    given.pop("inplace", None)  # of a value that nobody else reads
-    given.pop("_stacklevel", None)
-    if given.pop("dtype", None) is not None:
-        return None
-    if name == "prelu":
-        slope = given.get("weight")
-        # Read where the pair is called, so it must be an attribute rather than a result.
-        attribute = isinstance(slope, torch.fx.Node) and slope.op == "get_attr"
-        return (name, (), slope) if attribute else None
-    if name in ("softmax", "log_softmax") and given.get("dim") is None:
-        return None
-    if given.get("approximate") not in (None, "none", "tanh"):
-        return None
-    numbers = {key: value for key, value in given.items() if key != "approximate"}
-    if not all(isinstance(value, (int, float)) for value in numbers.values()):
-        return None
-    return *resolve("convert", name, given), None
-
-
-# ---- recording a forward -----------------------------------------------------------------------
-
-
-class _Unrecordable(Exception):
-    """A forward does what a graph cannot repeat. The message says what."""
-
-
-# What nn.Module keeps for itself. `training` is a setting like any other.
-_INTERNALS = frozenset(vars(torch.nn.Module())) - {"training"}
-# Constants that have no text, but can be compared.
-_COMPARABLE = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    type,
-    torch.dtype,
-    torch.device,
-    torch.Size,
-    enum.Enum,
-)
-# Looked up again by the rewritten forward, or not a setting. Proxy first: see _Value.__class__.
-_NO_SETTING = (torch.fx.Proxy, Tensor, torch.nn.Module, types.MethodType, types.ModuleType)
-
-
-def _is_literal(value: Any) -> bool:
-    """Whether repr() gives its text."""
-    if type(value) is tuple:
-        return all(map(_is_literal, value))
-    if type(value) is float:
-        return math.isfinite(value)
-    return value is None or type(value) in (bool, int, str)
-
-
-class _Value(torch.fx.Proxy):
-    """A value in a forward. To code of torch and fastact it is a Proxy. A forward that asks for its
-    class is told Tensor where it is an argument (the rewritten forward checks that), and stopped
-    elsewhere: a Proxy would lead it into the branch for everything that is not a tensor."""
-
-    @property
-    def __class__(self) -> type:
-        if sys._getframe(1).f_globals.get("__name__", "").startswith(("torch.", "fastact.")):
-            return _Value
-        if self.node.op == "placeholder":
-            return Tensor
-        raise _Unrecordable("it asks for the class of an intermediate value")
-
-
-class _Recorder(torch.fx.Tracer):
-    """Records one forward, with every submodule as a leaf.
-
-    Torch.fx runs the forward once and keeps what happened to tensors, so everything else that it
-    did would be repeated for ever. Hence:
-
-    - arguments with a default keep it, and the others are tensors: the rewritten forward checks;
-    - settings that the forward read (``self.training``, ``self.dropout.p``), and the lengths of
-      containers, are noted in `settings` and compared at each call;
-    - setting an attribute, drawing random numbers without a tensor, changing grad mode or autocast
-      for a part, and constants made on the way, end the recording.
-    """
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, frozen: bool) -> None:
-        super().__init__()
-        self.frozen = frozen
-        self.settings: dict[tuple[str, str], Any] = {}
-
-    def record(self, module: torch.nn.Module) -> torch.fx.Graph:
-        """Raises whatever the forward, run on placeholders, raises."""
-        with contextlib.ExitStack() as stack:
-            if self.frozen:
-                # no_grad in a part then changes nothing.
-                stack.enter_context(torch.no_grad())
-            self._surroundings = _surroundings()
-            stack.enter_context(_known_random_state())
-            stack.enter_context(self._watching(module))
-            graph = self.trace(module)
-        [output] = (node for node in graph.nodes if node.op == "output")
-        output.type = None  # an annotation, which may name what is not importable
-        return graph
-
-    @contextlib.contextmanager
-    def _watching(self, root: torch.nn.Module) -> Iterator[None]:
-        """Notes the settings that are read and stops what is written, in this thread."""
-        paths = {id(module): path for path, module in root.named_modules()}
-        thread = threading.get_ident()
-        original = torch.nn.Module.__setattr__
-
-        def __getattribute__(module: torch.nn.Module, name: str) -> Any:
-            value = object.__getattribute__(module, name)
-            if name.startswith("__") or thread != threading.get_ident() or id(module) not in paths:
-                return value
-            reader = sys._getframe(1).f_globals.get("__name__", "")
-            if name == "_modules" and reader == torch.nn.Sequential.__module__:
-                self.settings[paths[id(module)], name] = len(value)
-            elif name not in _INTERNALS and not reader.startswith("torch.fx."):
-                self._note(paths[id(module)], name, value)
-            return value
-
-        def __setattr__(module: torch.nn.Module, name: str, value: Any) -> None:
-            if thread == threading.get_ident() and id(module) in paths:
-                raise _Unrecordable(f"it sets self.{_dotted(paths[id(module)], name)}")
-            original(module, name, value)
-
-        torch.nn.Module.__getattribute__ = __getattribute__
-        torch.nn.Module.__setattr__ = __setattr__
-        try:
-            yield
-        finally:
-            del torch.nn.Module.__getattribute__
-            torch.nn.Module.__setattr__ = original
-
-    def _note(self, path: str, name: str, value: Any) -> None:
-        if isinstance(value, _NO_SETTING):
-            return
-        simple = _is_literal(value) or isinstance(value, _COMPARABLE)
-        # A forward may keep values in these, even in one that is to be frozen.
-        if isinstance(value, (list, dict, set)) or not (simple or self.frozen):
-            raise _Unrecordable(
-                f"it reads self.{_dotted(path, name)}, a {type(value).__name__} that may change"
-            )
-        if simple:
-            self.settings[path, name] = value
-
-    def is_leaf_module(self, module: torch.nn.Module, name: str) -> bool:
-        return True
-
-    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
-        return _Value(node, self)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> torch.fx.Node:
-        if _surroundings() != self._surroundings:
-            raise _Unrecordable("a part of it runs in another grad mode, autocast or the like")
-        return super().create_node(*args, **kwargs)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        positional, keywords = [], {}
-        for parameter in _required(root_fn):
-            value = self.create_proxy("placeholder", parameter.name, (), {})
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                keywords[parameter.name] = value
-            else:
-                positional.append(value)
-        return functools.partial(root_fn, self.root, **keywords), positional
-
-
-def _dotted(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _parameters_of(forward: Callable[..., Any]) -> list[inspect.Parameter]:
-    """All but self."""
-    return list(inspect.signature(forward).parameters.values())[1:]
-
-
-def _required(forward: Callable[..., Any]) -> list[inspect.Parameter]:
-    return [
-        parameter
-        for parameter in _parameters_of(forward)
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-
-
-def _surroundings() -> tuple[Any, ...]:
-    """What a `with` may change for the tensor operations in it."""
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
-        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
-        # Activation checkpointing and offloading.
-        torch._C._autograd._top_saved_tensors_default_hooks(True),
-    )
-
-
-@contextlib.contextmanager
-def _known_random_state() -> Iterator[None]:
-    """Puts the generators back, and raises where one was drawn from."""
-    generators = {
-        "torch": (torch.get_rng_state, torch.set_rng_state, Tensor.tolist),
-        "random": (random.getstate, random.setstate, tuple),
-    }
-    if numpy_random := sys.modules.get("numpy.random"):
-        generators["numpy.random"] = (
-            numpy_random.get_state,
-            numpy_random.set_state,
-            lambda state: (state[1].tolist(), state[2:]),
-        )
-    before = {name: get() for name, (get, _, _) in generators.items()}
-    drawn = []
-    try:
-        yield
-    finally:
-        for name, (get, put, comparable) in generators.items():
-            if comparable(get()) != comparable(before[name]):
-                drawn.append(name)
-                put(before[name])
-    if drawn:
-        raise _Unrecordable(f"it draws from the generator of {drawn[0]}")
-
-
-# ---- rewriting a forward -----------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Rewrite:
-    """The text of a forward and the objects it names: what copies and pickles of a rewritten module
-    carry in place of its class."""
-
-    source: str
-    constants: Mapping[str, Any]
-    frozen: bool
-
-    def __deepcopy__(self, memo: Any) -> _Rewrite:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        imports = {
-            name: value.__name__
-            for name, value in self.constants.items()
-            if isinstance(value, types.ModuleType)
-        }
-        others = {name: self.constants[name] for name in self.constants.keys() - imports.keys()}
-        return _rewrite_from, (self.source, imports, others, self.frozen)
-
-
-def _rewrite_from(
-    source: str, imports: Mapping[str, str], others: Mapping[str, Any], frozen: bool
-) -> _Rewrite:
-    modules = {name: importlib.import_module(module) for name, module in imports.items()}
-    return _Rewrite(source, {**modules, **others}, frozen)
-
-
-class _Name(str):
-    """A default in the text of a signature."""
-
-    __repr__ = str.__str__
-
-
-def _default(parameter: inspect.Parameter) -> str:
-    return f"_default_{parameter.name}"
-
-
-# Modules with the same class and text share theirs, and so what torch.compile makes of it.
-_classes: weakref.WeakValueDictionary[Any, type] = weakref.WeakValueDictionary()
-
-
-class _Unannounced(torch.nn.Module):
-    """First among the bases of a class that no __init_subclass__ is to hear of: one that keeps a
-    register of classes by name would offer ours in place of the user's."""
-
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        pass
-
-
-def _class_of(base: type, rewrite: _Rewrite) -> type:
-    """The subclass of base with this forward."""
-    constants = tuple(sorted((name, id(value)) for name, value in rewrite.constants.items()))
-    key = (base, rewrite.source, constants, rewrite.frozen)
-    made = _classes.get(key)
-    if made is not None:
-        return made
-    scope = {
-        "_Tensor": Tensor,
-        **rewrite.constants,
-        **{
-            _default(parameter): parameter.default
-            for parameter in _parameters_of(base.forward)
-            if parameter.default is not parameter.empty
-        },
-        "_original": base.forward,
-    }
-    digest = hashlib.sha256(repr((base, rewrite.source)).encode()).hexdigest()[:8]
-    file = f"<fastact {base.__qualname__} {digest}>"
-    text = rewrite.source
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    exec(compile(text, file, "exec"), scope)
-
-    def __reduce_ex__(self: torch.nn.Module, protocol: Any) -> tuple[Any, ...]:
-        function, arguments, *rest = super(made, self).__reduce_ex__(protocol)
-        arguments = tuple(base if argument is made else argument for argument in arguments)
-        return _rebuild, (base, rewrite, function, arguments), *rest
-
-    members = {
-        "forward": scope["forward"],
-        "__reduce_ex__": __reduce_ex__,
-        "__doc__": base.__doc__,
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "_fastact_base": base,
-        "_fastact_frozen": rewrite.frozen,
-    }
-    made = types.new_class(
-        base.__name__, (_Unannounced, base), {}, lambda scope: scope.update(members)
-    )
-    _classes[key] = made
-    return made
-
-
-def _rebuild(
-    base: type, rewrite: _Rewrite, function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> torch.nn.Module:
-    module = function(*arguments)
-    module.__class__ = _class_of(base, rewrite)
-    return module
-
-
-def _base_of(module: torch.nn.Module) -> type | None:
-    """The class of a rewritten module before; None for any other."""
-    return vars(type(module)).get("_fastact_base")
-
-
-def _is_sequential(module: torch.nn.Module) -> bool:
-    return type(module).forward is torch.nn.Sequential.forward
-
-
-def _arguments_hold(forward: Callable[..., Any]) -> str:
-    """The condition under which what was recorded is right for the arguments."""
-    if forward is torch.nn.Sequential.forward:
-        return "True"
-    conditions = []
-    for parameter in _parameters_of(forward):
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            conditions.append(f"not {parameter.name}")
-        elif parameter.default is parameter.empty:
-            conditions.append(f"isinstance({parameter.name}, _Tensor)")
-        else:
-            conditions.append(f"{parameter.name} is {_default(parameter)}")
-    return " and ".join(conditions) or "True"
-
-
-def _call_of(forward: Callable[..., Any]) -> str:
-    """The arguments, handed on."""
-    forms = {
-        inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
-        inspect.Parameter.VAR_POSITIONAL: "*{0}",
-        inspect.Parameter.VAR_KEYWORD: "**{0}",
-    }
-    return ", ".join(
-        ["self", *(forms.get(p.kind, "{0}").format(p.name) for p in _parameters_of(forward))]
-    )
-
-
-def _signature_of(forward: Callable[..., Any]) -> str:
-    parameters = [
-        parameter.replace(
-            annotation=parameter.empty,
-            default=parameter.empty
-            if parameter.default is parameter.empty
-            else _Name(_default(parameter)),
-        )
-        for parameter in inspect.signature(forward).parameters.values()
-    ]
-    parameters[0] = parameters[0].replace(name="self")
-    return str(inspect.Signature(parameters))
-
-
-def _settings_hold(settings: Mapping[tuple[str, str], Any], constants: dict[str, Any]) -> str:
-    """The condition that what the forward read is as it was."""
-    conditions = []
-    for (path, name), value in settings.items():
-        owner = "self" + "".join(f"._modules[{part!r}]" for part in path.split(".") if part)
-        if name == "_modules":
-            conditions.append(f"len({owner}._modules) == {value}")
-        elif value is None or isinstance(value, bool):
-            conditions.append(f"{owner}.{name} is {value}")
-        elif _is_literal(value):
-            conditions.append(f"{owner}.{name} == {value!r}")
-        else:
-            constant = f"_constant_{len(constants)}"
-            constants[constant] = value
-            conditions.append(f"{owner}.{name} == {constant}")
-    return " and ".join(conditions)
-
-
-def _trimmed(source: str, constants: Mapping[str, Any], frozen: bool) -> _Rewrite:
-    """Without what torch.fx offers every text, and this one does not name."""
-    words = set(re.findall(r"\w+", source))
-    named = {name: value for name, value in constants.items() if name in words}
-    return _Rewrite(source + "\n", named, frozen)
-
-
-def _rewritten(
-    module: torch.nn.Module,
-    recordings: list[tuple[torch.fx.Graph, Mapping[Any, Any]]],
-    frozen: bool,
-) -> _Rewrite:
-    """A forward that runs the recording whose settings hold, or else the module's own."""
-    constants: dict[str, Any] = {}
-    forward = type(module).forward
-    header = f"def forward{_signature_of(forward)}:"
-    own = f"return _original({_call_of(forward)})"
-    arguments = _arguments_hold(forward)
-    bodies, conditions = [], []
-    for graph, settings in recordings:
-        code = graph.python_code(root_module="self")
-        if any(constants.get(name, value) is not value for name, value in code.globals.items()):
-            raise _Unrecordable("in training and in evaluation a name means different things")
-        constants |= code.globals
-        bodies.append(code.src.strip().partition("\n")[2])
-        conditions.append(_settings_hold(settings, constants) or "True")
-    if len(recordings) == 1:
-        guard = f"    if not ({arguments} and {conditions[0]}):\n        {own}"
-        return _trimmed("\n".join([header, guard, bodies[0]]), constants, frozen)
-    required = ", ".join(["self", *(parameter.name for parameter in _required(forward))])
-    texts = [
-        f"def _recorded_{number}({required}):\n{body}\n\n" for number, body in enumerate(bodies)
-    ]
-    branches = [
-        f"        if {condition}:\n            return _recorded_{number}({required})"
-        for number, condition in enumerate(conditions)
-    ]
-    text = "\n".join([*texts, header, f"    if {arguments}:", *branches, f"    {own}"])
-    return _trimmed(text, constants, frozen)
 
 
 # ---- fusing in a graph -------------------------------------------------------------------------
@@ -698,7 +173,7 @@ class _Fuser:
         input, module = _only_input(node), self._callee(user)
         slope = None
         if module is None:
-            epilogue = _epilogue_of(user)
+            epilogue = epilogue_of(user)
             if epilogue is None:
                 return None
             name, parameters, slope_node = epilogue
@@ -707,7 +182,7 @@ class _Fuser:
         else:
             if id(module) not in self.activations or _only_input(user) is None:
                 return None
-            epilogue = _READERS[TWINS.get(type(module), type(module))](module)
+            epilogue = READERS[TWINS.get(type(module), type(module))](module)
             if epilogue is None:
                 return None
             name, parameters = epilogue
@@ -790,7 +265,7 @@ def obstacle(module: torch.nn.Module, frozen: bool) -> str | None:
     if "forward" in vars(module):
         return "its forward was set on the instance"
     if isinstance(module, torch.nn.Linear):
-        if frozen and _has_hooks(module):
+        if frozen and has_hooks(module):
             return "it has hooks, which may change its weight"
         # A pruned layer sets its weight, from another parameter, in a hook.
         if not _has_plain_weight(module) and (frozen or "weight" in module._parameters):
@@ -812,7 +287,7 @@ def _has_plain_weight(linear: torch.nn.Module) -> bool:
 def _has_own_forward(module: torch.nn.Module) -> bool:
     """Whether pairs are looked for in its forward: a Sequential's, and those of users' classes."""
     kind = type(module)
-    if _is_sequential(module) or isinstance(module, torch.fx.GraphModule):
+    if is_sequential(module) or isinstance(module, torch.fx.GraphModule):
         return True
     return not (kind.__module__.startswith("torch.") or kind.forward is torch.nn.Module.forward)
 
@@ -823,13 +298,13 @@ def _record(
     """The graphs of its forward that have pairs, with these fused: in evaluation where it is to be
     frozen, else as the module is now and, where it asks for that, as it may become."""
     if isinstance(module, torch.fx.GraphModule):
-        raise _Unrecordable("it is a torch.fx.GraphModule: convert what that was made of")
+        raise Unrecordable("it is a torch.fx.GraphModule: convert what that was made of")
     if "forward" in vars(module):
-        raise _Unrecordable("it was set on the instance")
+        raise Unrecordable("it was set on the instance")
     was = module.training
     found = []
     for training in (False,) if frozen else (was, not was):
-        recorder = _Recorder(frozen)
+        recorder = Recorder(frozen)
         module.__dict__["training"] = training
         try:
             graph = recorder.record(module)
@@ -870,8 +345,8 @@ def _plan(model: torch.nn.Module, frozen: bool, accepts: Callable[[str], Any]) -
             becomes = FrozenLinear if frozen else Linear
             own_activation = kind is Linear and module.fused.name is not None
             if _has_plain_weight(module) and not own_activation and places[id(module)] == 1:
-                linears |= set() if _has_hooks(module) else {id(module)}
-        elif becomes in _READERS and not _has_hooks(module):
+                linears |= set() if has_hooks(module) else {id(module)}
+        elif becomes in READERS and not has_hooks(module):
             activations.add(id(module))
         if becomes is not kind:
             plan.replaced.append(module)
@@ -880,7 +355,7 @@ def _plan(model: torch.nn.Module, frozen: bool, accepts: Callable[[str], Any]) -
     # The innermost first: what is called by its own container is not looked for further out.
     for name, module in reversed(modules.items()):
         within = linears.intersection(map(id, module.modules()))
-        if not within or not _has_own_forward(module) or _base_of(module) is not None:
+        if not within or not _has_own_forward(module) or base_of(module) is not None:
             continue
         if not accepts(name):
             plan.note(name, "left out by filter_fn")
@@ -889,14 +364,14 @@ def _plan(model: torch.nn.Module, frozen: bool, accepts: Callable[[str], Any]) -
         try:
             recordings = _record(module, fuser, frozen)
             if recordings:
-                rewrite = _rewritten(module, recordings, frozen)
-                plan.rewritten.append((module, _class_of(type(module), rewrite)))
+                rewrite = rewritten(module, recordings, frozen)
+                plan.rewritten.append((module, class_of(type(module), rewrite)))
         except Exception as error:  # it is the user's forward that ran
             reason, *_ = str(error).splitlines() or [type(error).__name__]
             plan.fail(name, f"its forward cannot be recorded: {reason}")
             continue
         for path, activation in fuser.pairs.items():
-            plan.note(_dotted(name, path), f"fused with {activation}")
+            plan.note(dotted(name, path), f"fused with {activation}")
             linears.remove(id(fuser.modules[path]))
     return plan
 
@@ -1099,7 +574,7 @@ def _copy(model: torch.nn.Module, share: bool) -> torch.nn.Module:
 def _undo(model: torch.nn.Module) -> None:
     """Gives every module that a training-mode conversion changed its class again."""
     for module in model.modules():
-        base = _base_of(module)
+        base = base_of(module)
         if base is not None and not vars(type(module))["_fastact_frozen"]:
             module.__class__ = base
         if vars(module).pop(_CONVERTED, False):

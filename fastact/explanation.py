@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastact import conversion, functional
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from fastact.activations import KERNEL_DTYPES
+from fastact.patterns import TWINS
 
 # What torch.ops.fastact.linear_road() returns.
 _ROADS = {
@@ -45,7 +45,7 @@ _FUNCTIONS = {
 } | {name: name for name in functional.__all__}
 
 # What fastact.convert replaces, and classes derived from it.
-_REPLACED = (torch.nn.Linear, *conversion.TWINS)
+_REPLACED = (torch.nn.Linear, *TWINS)
 
 # Called by kernels of fastact too: they compute nothing.
 _FACTORIES = ("empty", "new_empty", "new_zeros", "zeros")
@@ -303,7 +303,7 @@ class _Watch(TorchDispatchMode):
                 return "no kernel for nested tensors"
             if t.layout != torch.strided:
                 return f"no kernel for {_name_of(t.layout)} tensors"
-            if t.dtype not in _DTYPES:
+            if t.dtype not in KERNEL_DTYPES:
                 return f"no kernel for {_name_of(t.dtype)}"
         if len({t.dtype for t in tensors.values()}) > 1:
             return "no kernel for tensors of different dtypes"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import REGISTRY, Activation
+from fastact.activations import GATED_UNITS, REGISTRY, Activation
 
 ops = torch.ops.fastact
 
@@ -242,7 +242,7 @@ torch.library.register_vmap("fastact::linear_packed", _linear_packed)
 torch.library.register_vmap("fastact::masked_softmax", _masked_softmax)
 _register_softmax("softmax")
 _register_softmax("log_softmax")
-for _name in ("glu", "swiglu", "geglu", "reglu"):
+for _name in GATED_UNITS:
     _register_gated(_name)
 for _row in REGISTRY.values():
     if _row.family == "unary":

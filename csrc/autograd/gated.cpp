@@ -26,12 +26,14 @@ namespace fastact {
 namespace {
 
 constexpr std::array kUnits = {
-    GatedUnit{"glu", kSigmoidGate, /*gate_first=*/false,
+    GatedUnit{kGatedUnitNames[kSigmoidGate], kSigmoidGate, /*gate_first=*/false,
               [](const Tensor& x) { return at::sigmoid(x); }},
-    GatedUnit{"swiglu", kSiluGate, /*gate_first=*/true,
+    GatedUnit{kGatedUnitNames[kSiluGate], kSiluGate, /*gate_first=*/true,
               [](const Tensor& x) { return at::silu(x); }},
-    GatedUnit{"geglu", kGeluGate, /*gate_first=*/true, [](const Tensor& x) { return at::gelu(x); }},
-    GatedUnit{"reglu", kReluGate, /*gate_first=*/true, [](const Tensor& x) { return at::relu(x); }},
+    GatedUnit{kGatedUnitNames[kGeluGate], kGeluGate, /*gate_first=*/true,
+              [](const Tensor& x) { return at::gelu(x); }},
+    GatedUnit{kGatedUnitNames[kReluGate], kReluGate, /*gate_first=*/true,
+              [](const Tensor& x) { return at::relu(x); }},
 };
 
 using ForwardSchema = Tensor(const Tensor&, int64_t);

@@ -21,8 +21,6 @@ const auto& linear_operator(const char* name) {
   return handle;
 }
 
-bool is_defined(const OptionalTensor& t) { return t && t->defined(); }
-
 const Tensor& value_or_undefined(const OptionalTensor& t) {
   static const Tensor undefined;
   return t ? *t : undefined;

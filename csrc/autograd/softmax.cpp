@@ -42,13 +42,16 @@ const auto& log_softmax_backward_operator() {
   return handle;
 }
 
+// Softmax, log_softmax and masked_softmax, of which the last has the mask as its second input.
 struct SoftmaxNode final : torch::autograd::TraceableFunction {
+  const char* operator_name = "softmax";
   bool log = false;
   int64_t dim = 0;
   double scale = 1;
+  std::vector<c10::SymInt> mask_sizes;
   SavedVariable output;
 
-  std::string name() const override { return log ? "fastact::log_softmax" : "fastact::softmax"; }
+  std::string name() const override { return std::string("fastact::") + operator_name; }
 
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -57,12 +60,22 @@ struct SoftmaxNode final : torch::autograd::TraceableFunction {
 
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    variable_list result(1);
-    if (grads[0].defined() && task_should_compute_output(0)) {
-      const Tensor y = output.unpack(getptr());
-      result[0] =
-          log ? log_softmax_backward(grads[0], y, dim) : softmax_backward(grads[0], y, dim, scale);
+    variable_list result(num_outputs());
+    if (!grads[0].defined()) {
+      return result;
     }
+    const Tensor y = output.unpack(getptr());
+    if (num_outputs() == 1 || !task_should_compute_output(1)) {
+      if (task_should_compute_output(0)) {
+        result[0] = log ? log_softmax_backward(grads[0], y, dim)
+                        : softmax_backward(grads[0], y, dim, scale);
+      }
+      return result;
+    }
+    // An additive mask's gradient is that of the scores, summed over where it was broadcast.
+    const Tensor scores = softmax_backward(grads[0], y, dim, 1);
+    result[0] = scale == 1 ? scores : at::mul(scores, scale);
+    result[1] = scores.sum_to_size_symint(mask_sizes);
     return result;
   }
 
@@ -70,13 +83,16 @@ struct SoftmaxNode final : torch::autograd::TraceableFunction {
     args.collect(log);
     args.collect(dim);
     args.collect(scale);
+    args.collect(mask_sizes);
     args.collect(output, /*is_output=*/true);
   }
 
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
+    swap.before(mask_sizes);
     swap.before(output);
     variable_list result = apply(variable_list(grads));
     swap.after(output);
+    swap.after(mask_sizes);
     return result;
   }
 };
@@ -86,18 +102,16 @@ bool differentiated_here(const Tensor& self) {
          !self.is_nested() && !is_dual(self);
 }
 
-// `compute` runs below autograd.
-template <class F>
-Tensor record(const Tensor& self, bool log, int64_t dim, double scale, const F& compute) {
-  const auto node = make_node<SoftmaxNode>(self);
+// `compute` runs below autograd; `describe` fills in the node, where there is one.
+template <class Compute, class Describe, class... T>
+Tensor record(const Compute& compute, const Describe& describe, const T&... inputs) {
+  const auto node = make_node<SoftmaxNode>(inputs...);
   Tensor result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return compute();
   }();
   if (node) {
-    node->log = log;
-    node->dim = dim;
-    node->scale = scale;
+    describe(*node);
     set_history(result, node);
     node->output = SavedVariable(result, /*is_output=*/true);
     node_is_complete(node);
@@ -109,18 +123,58 @@ Tensor softmax_autograd(c10::DispatchKeySet keys, const Tensor& self, int64_t di
   if (C10_UNLIKELY(!differentiated_here(self))) {
     return compose_softmax(self, dim, scale);
   }
-  return record(self, /*log=*/false, dim, scale, [&] {
-    return softmax_operator().redispatch(keys & c10::after_autograd_keyset, self, dim, scale);
-  });
+  return record(
+      [&] {
+        return softmax_operator().redispatch(keys & c10::after_autograd_keyset, self, dim, scale);
+      },
+      [&](SoftmaxNode& node) {
+        node.dim = dim;
+        node.scale = scale;
+      },
+      self);
 }
 
 Tensor log_softmax_autograd(c10::DispatchKeySet keys, const Tensor& self, int64_t dim) {
   if (C10_UNLIKELY(!differentiated_here(self))) {
     return at::log_softmax(self, dim);
   }
-  return record(self, /*log=*/true, dim, 1, [&] {
-    return log_softmax_operator().redispatch(keys & c10::after_autograd_keyset, self, dim);
-  });
+  return record(
+      [&] {
+        return log_softmax_operator().redispatch(keys & c10::after_autograd_keyset, self, dim);
+      },
+      [&](SoftmaxNode& node) {
+        node.operator_name = "log_softmax";
+        node.log = true;
+        node.dim = dim;
+      },
+      self);
+}
+
+using MaskedSoftmax = Tensor(const Tensor&, const std::optional<Tensor>&, int64_t, double, bool);
+
+Tensor masked_softmax_autograd(c10::DispatchKeySet keys, const Tensor& self,
+                               const std::optional<Tensor>& mask_, int64_t dim, double scale,
+                               bool is_causal) {
+  const Tensor mask = mask_ ? *mask_ : Tensor();
+  if (C10_UNLIKELY(!differentiated_here(self) || is_dual(mask))) {
+    return compose_masked_softmax(self, mask_, check_masked_softmax(self, mask_, dim, is_causal),
+                                  scale, is_causal);
+  }
+  static const auto handle = find_operator<MaskedSoftmax>("masked_softmax");
+  return record(
+      [&] {
+        return handle.redispatch(keys & c10::after_autograd_keyset, self, mask_, dim, scale,
+                                 is_causal);
+      },
+      [&](SoftmaxNode& node) {
+        node.operator_name = "masked_softmax";
+        node.dim = dim;
+        node.scale = scale;
+        if (mask.defined()) {
+          node.mask_sizes.assign(mask.sym_sizes().begin(), mask.sym_sizes().end());
+        }
+      },
+      self, mask);
 }
 
 bool composed_backward(const Tensor& grad, const Tensor& output) {
@@ -145,83 +199,6 @@ Tensor log_softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& gra
   at::AutoDispatchBelowADInplaceOrView guard;
   return log_softmax_backward_operator().redispatch(keys & c10::after_autograd_keyset, grad, output,
                                                     dim);
-}
-
-struct MaskedSoftmaxNode final : torch::autograd::TraceableFunction {
-  int64_t dim = 0;
-  double scale = 1;
-  std::vector<c10::SymInt> mask_sizes;
-  SavedVariable output;
-
-  std::string name() const override { return "fastact::masked_softmax"; }
-
-  void release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    output.reset_data();
-  }
-
-  // An additive mask's gradient is that of the scores, summed over where it was broadcast.
-  variable_list apply(variable_list&& grads) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    variable_list result(2);
-    if (!grads[0].defined()) {
-      return result;
-    }
-    const Tensor y = output.unpack(getptr());
-    if (!task_should_compute_output(1)) {
-      result[0] = softmax_backward(grads[0], y, dim, scale);
-      return result;
-    }
-    const Tensor scores = softmax_backward(grads[0], y, dim, 1);
-    result[0] = scale == 1 ? scores : at::mul(scores, scale);
-    result[1] = scores.sum_to_size_symint(mask_sizes);
-    return result;
-  }
-
-  void compiled_args(CompiledNodeArgs& args) const override {
-    args.collect(dim);
-    args.collect(scale);
-    args.collect(mask_sizes);
-    args.collect(output, /*is_output=*/true);
-  }
-
-  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
-    swap.before(mask_sizes);
-    swap.before(output);
-    variable_list result = apply(variable_list(grads));
-    swap.after(output);
-    swap.after(mask_sizes);
-    return result;
-  }
-};
-
-using MaskedSoftmax = Tensor(const Tensor&, const std::optional<Tensor>&, int64_t, double, bool);
-
-Tensor masked_softmax_autograd(c10::DispatchKeySet keys, const Tensor& self,
-                               const std::optional<Tensor>& mask_, int64_t dim, double scale,
-                               bool is_causal) {
-  const Tensor mask = mask_ ? *mask_ : Tensor();
-  if (C10_UNLIKELY(!differentiated_here(self) || is_dual(mask))) {
-    return compose_masked_softmax(self, mask_, check_masked_softmax(self, mask_, dim, is_causal),
-                                  scale, is_causal);
-  }
-  static const auto handle = find_operator<MaskedSoftmax>("masked_softmax");
-  const auto node = make_node<MaskedSoftmaxNode>(self, mask);
-  Tensor result = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return handle.redispatch(keys & c10::after_autograd_keyset, self, mask_, dim, scale, is_causal);
-  }();
-  if (node) {
-    node->dim = dim;
-    node->scale = scale;
-    if (mask.defined()) {
-      node->mask_sizes.assign(mask.sym_sizes().begin(), mask.sym_sizes().end());
-    }
-    set_history(result, node);
-    node->output = SavedVariable(result, /*is_output=*/true);
-    node_is_complete(node);
-  }
-  return result;
 }
 
 Tensor masked_softmax_meta(const Tensor& self, const std::optional<Tensor>& mask, int64_t dim,

@@ -17,9 +17,13 @@ constexpr int64_t kTileRows = 192;
 constexpr int64_t kTileBytes = kTileRows * 256;
 constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row
 
-// Multiply-adds below which a second thread costs more than it takes over: waking it and waiting
-// for it takes some 3 us, in which a core does 300,000 (Zen 5).
+// Multiply-adds that a thread is woken for: 4 us of one core, where waking it and waiting for it
+// take 1 us (Zen 5, benchmarks suite limits).
 constexpr int64_t kParallelWork = int64_t{1} << 19;
+
+// Bytes of an element, and of one in a tile.
+int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+int64_t compute_size_of(Dtype dtype) { return std::max<int64_t>(size_of(dtype), 4); }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -33,10 +37,8 @@ struct Work {
   explicit Work(const GemmProblem& problem)
       : p(problem),
         g(kernels().gemm[problem.dtype]),
-        size(problem.dtype == kFloat64   ? 8
-             : problem.dtype == kFloat32 ? 4
-                                         : 2),
-        compute_size(problem.dtype == kFloat64 ? 8 : 4),
+        size(size_of(problem.dtype)),
+        compute_size(compute_size_of(problem.dtype)),
         units(ceil_div(problem.k, g.depth)) {}
 
   int64_t panels(int64_t columns) const { return ceil_div(columns, g.panel); }
@@ -250,8 +252,8 @@ void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* pa
 void gemm_column_sums(Dtype dtype, const void* x, int64_t stride, int64_t m, int64_t n,
                       void* sums) {
   const GemmKernels& g = kernels().gemm[dtype];
-  const int64_t size = dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
-  const int64_t compute_size = dtype == kFloat64 ? 8 : 4;
+  const int64_t size = size_of(dtype);
+  const int64_t compute_size = compute_size_of(dtype);
   std::memset(sums, 0, n * compute_size);
   // By columns: each sum is one chain, whatever the number of threads.
   const int64_t blocks = ceil_div(n, 64);

@@ -69,14 +69,12 @@ struct MatrixView {
 bool covered(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
              const OptionalTensor& slope) {
   const auto fits = [&](const OptionalTensor& t) {
-    return !t || !t->defined() ||
-           (has_kernels(*t) && t->scalar_type() == input.scalar_type() && t->dim() == 1);
+    return !is_defined(t) || (has_kernels(*t) && t->scalar_type() == input.scalar_type());
   };
   return has_kernels(input) && has_kernels(weight) && weight.dim() == 2 && fits(bias) &&
-         (!bias || !bias->defined() || bias->numel() == weight.size(0)) &&
-         (!slope || !slope->defined() ||
-          (has_kernels(*slope) && slope->dim() <= 1 &&
-           slope->scalar_type() == input.scalar_type()));
+         fits(slope) &&
+         (!is_defined(bias) || (bias->dim() == 1 && bias->numel() == weight.size(0))) &&
+         (!is_defined(slope) || slope->dim() <= 1);
 }
 
 // Output and, if `training`, the value before the activation.
@@ -93,7 +91,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   GemmEpilogue e;
   Tensor bias;
   Tensor slope;
-  if (bias_ && bias_->defined()) {
+  if (is_defined(bias_)) {
     bias = widened(*bias_);
     e.bias = bias.const_data_ptr();
   }

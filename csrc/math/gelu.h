@@ -16,19 +16,31 @@ constexpr double kGeluTanhCubic = 0.044715 * kGeluTanhLinear;
 
 namespace by_table {
 
-// a Phi(-a) = e^t / sqrt(2 pi) (1 - P(t) / Q(t)) with t = -a^2/2.
+// Where a = |x| is large: with t = -a^2/2, e^t / sqrt(2 pi), and P(t) / Q(t) such that 1 less it is
+// a Phi(-a) over that.
+template <class V>
+struct NormalTail {
+  V a;
+  TableExp<V> e;
+  V numerator;
+  V denominator;
+
+  FASTACT_FN explicit NormalTail(V x)
+      : a(min(V(14.8f), abs(x))), e(exp_steps_of_product(V(-0.5f) * a, a), Tables<V>::kGaussian) {
+    const V t = V(-0.5f) * a * a;
+    const auto& p = tables::kGeluTailNumerator;
+    const auto& q = tables::kGeluTailDenominator;
+    numerator = fma(fma(V(p[2]), t, V(p[1])), t, V(p[0]));
+    denominator = fma(fma(t + V(q[2]), t, V(q[1])), t, V(q[0]));
+  }
+};
+
+// a Phi(-a).
 struct GeluTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const V a = min(V(14.8f), abs(x));
-    const V half = V(-0.5f) * a;
-    const TableExp<V> e(exp_steps_of_product(half, a), Tables<V>::kGaussian);
-    const V t = half * a;
-    const auto& p = tables::kGeluTailNumerator;
-    const auto& q = tables::kGeluTailDenominator;
-    const V numerator = fma(fma(V(p[2]), t, V(p[1])), t, V(p[0]));
-    const V denominator = fma(fma(t + V(q[2]), t, V(q[1])), t, V(q[0]));
-    return max(V(-0.0f), x) - e.less(numerator / denominator);
+    const NormalTail<V> n(x);
+    return max(V(-0.0f), x) - n.e.less(n.numerator / n.denominator);
   }
 };
 
@@ -86,16 +98,10 @@ FASTACT_FN V gelu_tanh(V x) {
 struct GeluSlopeTail {
   template <class V>
   static FASTACT_FN V apply(V x) {
-    const V a = min(V(14.8f), abs(x));
-    const V half = V(-0.5f) * a;
-    const TableExp<V> e(exp_steps_of_product(half, a), Tables<V>::kGaussian);
-    const V t = half * a;
-    const auto& p = tables::kGeluTailNumerator;
-    const auto& q = tables::kGeluTailDenominator;
-    const V numerator = fma(fma(V(p[2]), t, V(p[1])), t, V(p[0]));
-    const V denominator = fma(fma(t + V(q[2]), t, V(q[1])), t, V(q[0]));
+    const NormalTail<V> n(x);
     // (1 - P/Q) / a - a
-    const V f = ((denominator - numerator) / (denominator * a)) - a;
+    const V f = ((n.denominator - n.numerator) / (n.denominator * n.a)) - n.a;
+    const TableExp<V>& e = n.e;
     return select(x < V(0), scale_down(f * (e.high + e.low), e.n), fnma(f, e.rough(), V(1)));
   }
 };

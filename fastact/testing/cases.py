@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from fastact import functional, nn
-from fastact.activations import REGISTRY, Activation
+from fastact.activations import KERNEL_DTYPES, REGISTRY, Activation
 
 if TYPE_CHECKING:
     from torch.testing._internal.common_modules import ModuleInfo
     from torch.testing._internal.opinfo.core import OpInfo
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = KERNEL_DTYPES
 
 # ---- cases -------------------------------------------------------------------------------------
 
