@@ -61,13 +61,16 @@ void for_each_slice(const Shape& shape, const Rows& rows, const Columns& columns
                [&](int64_t begin, int64_t end) { columns(begin, end, blocks); });
 }
 
-// The blocks [begin, end) of for_each_slice: f(offset, columns).
+// The blocks [begin, end) of for_each_slice, neighbours together: f(offset, columns).
 template <class F>
-void for_each_block(const Shape& shape, int64_t begin, int64_t end, int64_t blocks, const F& f) {
-  for (int64_t block = begin; block < end; ++block) {
-    const int64_t first = block % blocks * kColumnBlock;
-    f(block / blocks * shape.length * shape.inner + first,
-      std::min(kColumnBlock, shape.inner - first));
+void for_each_run(const Shape& shape, int64_t begin, int64_t end, int64_t blocks, const F& f) {
+  while (begin < end) {
+    const int64_t outer = begin / blocks;
+    const int64_t last = std::min(end, (outer + 1) * blocks);
+    const int64_t first_column = begin % blocks * kColumnBlock;
+    const int64_t columns = std::min((last - begin) * kColumnBlock, shape.inner - first_column);
+    f(outer * shape.length * shape.inner + first_column, columns);
+    begin = last;
   }
 }
 
@@ -93,7 +96,7 @@ Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
       },
       [&](int64_t begin, int64_t end, int64_t blocks) {
         Scratch scratch(k.columns_scratch(shape.length));
-        for_each_block(shape, begin, end, blocks, [&](int64_t offset, int64_t columns) {
+        for_each_run(shape, begin, end, blocks, [&](int64_t offset, int64_t columns) {
           k.columns(px + offset * size, py + offset * size, shape.inner, columns, arguments,
                     scratch.get());
         });
@@ -165,11 +168,13 @@ Tensor causal_forward(const Tensor& self, double scale) {
   parallel_for(x.numel() / length, std::max<int64_t>(2 * kGrain / length, 1),
                [&](int64_t begin, int64_t end) {
                  Scratch scratch(k.rows_scratch(length));
+                 SoftmaxArguments arguments{length, scale, /*log=*/false};
+                 arguments.alone = true;
                  for (int64_t row = begin; row < end; ++row) {
                    const int64_t count = std::min(row % run + 1, length);
+                   arguments.length = count;
                    char* to = py + row * length * size;
-                   k.rows(px + row * length * size, nullptr, 0, to, 1,
-                          {count, scale, /*log=*/false}, scratch.get());
+                   k.rows(px + row * length * size, nullptr, 0, to, 1, arguments, scratch.get());
                    std::memset(to + count * size, 0, (length - count) * size);
                  }
                });
@@ -212,7 +217,7 @@ Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double sc
         k.rows_backward(pg + offset, py + offset, pdx + offset, rows, arguments);
       },
       [&](int64_t begin, int64_t end, int64_t blocks) {
-        for_each_block(shape, begin, end, blocks, [&](int64_t offset, int64_t columns) {
+        for_each_run(shape, begin, end, blocks, [&](int64_t offset, int64_t columns) {
           k.columns_backward(pg + offset * size, py + offset * size, pdx + offset * size,
                              shape.inner, columns, arguments);
         });

@@ -42,6 +42,8 @@ struct SoftmaxArguments {
   bool log;
   // The mask has 0 and -inf alone; where it is -inf, x does not count, whatever it is.
   bool select = false;
+  // Rows of this length are not neighbours: short ones are not computed side by side.
+  bool alone = false;
 };
 
 // The bytes of scratch memory that a forward kernel call needs for rows of up to `length`.
