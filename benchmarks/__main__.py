@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import limits, machine, measure, records, report
 from .contenders import CONTENDERS, DEFAULT_CONTENDERS
-from .operations import DTYPES
+from .operations import DTYPES, resident
 from .outcome import Outcome
 from .processes import Absent, Worker
 from .suites import SUITE_NAMES, cases
@@ -126,7 +126,13 @@ def measure_limits(options, selected, workers):
         sizes += limits.TABLE_BYTES
     try:
         costs = workers["eager"].ask("call_costs") if "eager" in workers else {}
-        return limits.measure(options.threads, sizes, CACHE, costs), ""
+        found = limits.measure(options.threads, sizes, CACHE, costs)
+        if "fastact" in workers and options.mode == "infer":
+            for case in {each.name: each for each in map(resident, selected) if each}.values():
+                workers["fastact"].new_case()
+                answer = workers["fastact"].ask("arithmetic", case=case.to_json())
+                found.arithmetic[case.name] = answer
+        return found, ""
     except (limits.Unavailable, measure.Failed) as reason:
         return None, str(reason)
 

@@ -1,5 +1,5 @@
-// What this processor can do at most: arithmetic per instruction set, bandwidth per buffer size,
-// the cost of entering a parallel region.
+// What this processor can do at most: its clock, arithmetic per instruction set, bandwidth per buffer
+// size, the cost of entering a parallel region.
 //
 //     limits THREADS BYTES...   prints one JSON object; BYTES are sizes of one buffer
 //
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -118,6 +119,16 @@ __attribute__((target("avx512f,avx512bf16"))) float dot_bf16() {
 
 volatile float sink;  // keeps results alive
 
+// Cycles per second. A chain of multiplications takes three cycles each on every processor since 2008.
+double clock_rate() {
+  constexpr long kSteps = 1'000'000;
+  return 3.0 * kSteps / seconds_per_call([] {
+    std::uint64_t x = 3;
+    for (long step = 0; step < kSteps; step += 4)
+      asm volatile("imul %0, %0\n imul %0, %0\n imul %0, %0\n imul %0, %0" : "+r"(x));
+  });
+}
+
 double flops_per_second(float (*kernel)(), int flops_per_vector, int threads) {
   const double seconds = seconds_per_call([&] {
 #pragma omp parallel num_threads(threads)
@@ -183,7 +194,7 @@ int main(int argc, char** argv) {
       KERNELS(avx512, 16, avx512),
   };
   const Kernels* widest = sets;
-  std::printf("{\"flops\": {");
+  std::printf("{\"clock\": %.6g, \"flops\": {", clock_rate());
   for (const Kernels& set : sets) {
     if (!set.supported) continue;
     widest = &set;

@@ -6,10 +6,10 @@ import math
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .operations import DTYPES, OPERATIONS
+from .operations import DTYPES, OPERATIONS, resident
 
 SOURCE = Path(__file__).with_name("limits.cpp")
 COMPILER = "g++"
@@ -47,11 +47,16 @@ def run(command):
 
 @dataclass(frozen=True)
 class Limits:
-    """Flops and bytes per second, and the costs of calls in seconds."""
+    """Cycles, flops and bytes per second, and the costs of calls in seconds."""
 
+    clock: float
     flops: dict[str, float]  # by dtype and instruction set, as in "fp32 avx2"
     bandwidth: list[dict]  # {"bytes": of one buffer, "read": ..., "copy": read + written}
     calls: dict[str, float]
+    # By the name of the case on data in the first-level cache, one core's seconds per element:
+    # {"usual": ..., "with outliers": ...}.
+    arithmetic: dict[str, dict[str, float]] = field(default_factory=dict)
+    threads: int = 1
 
     def peak(self, dtype):
         """Without instructions of its own a dtype is converted to fp32 and computed there."""
@@ -64,7 +69,7 @@ class Limits:
 
     def least(self, case, moved, train):
         """The least seconds for a case whose tensors have this many bytes, and what binds it:
-        "copy", "read" or "peak"; None where calls dominate."""
+        "copy", "read", "arithmetic" or "peak"; None where calls dominate."""
         if moved < SMALLEST_LIMITED:
             return None
         operation = OPERATIONS[case.operation]
@@ -72,7 +77,17 @@ class Limits:
         flops = operation.flops(case)
         kind = "read" if flops else "copy"
         by_bytes = work * moved / self.bytes_per_second(kind, operand_bytes(case)), kind
-        return max(by_bytes, (work * flops / self.peak(case.dtype), "peak"))
+        return max(
+            by_bytes,
+            (work * flops / self.peak(case.dtype), "peak"),
+            (0.0 if train else self.by_arithmetic(case), "arithmetic"),
+        )
+
+    def by_arithmetic(self, case):
+        """Seconds that our own kernel takes on all cores where no data has to come from far."""
+        small = resident(case)
+        found = small and self.arithmetic.get(small.name)
+        return found["usual"] * math.prod(case.shape) / self.threads if found else 0.0
 
 
 def operand_bytes(case):
@@ -84,4 +99,10 @@ def measure(threads, sizes, cache, call_costs):
     sizes = sorted({TABLE_BYTES[0], *(size for size in sizes if size > TABLE_BYTES[0])})
     found = json.loads(run([str(program(cache)), str(threads), *map(str, sizes)]))
     region = {f"parallel region, {threads} threads": found["parallel_region"]}
-    return Limits(found["flops"], found["bandwidth"], {**call_costs, **region})
+    return Limits(
+        found["clock"],
+        found["flops"],
+        found["bandwidth"],
+        {**call_costs, **region},
+        threads=threads,
+    )

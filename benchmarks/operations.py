@@ -15,6 +15,9 @@ import torch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED = 20261122
 SCALE = 0.125  # of attention scores, for heads of 64
+# Elements of which input and output fit the first-level cache, and a longest row among them.
+RESIDENT_ELEMENTS, RESIDENT_ROW = 3072, 512
+OUTLIERS, OUTLIER_SCALE = 0.05, 30.0  # the share of mixed data that lies far out, and how far
 
 
 @dataclass
@@ -175,6 +178,20 @@ OPERATIONS = {
         operand=lambda case: case.shape[1] * case.shape[2],
     ),
 }
+
+
+def resident(case, elements=RESIDENT_ELEMENTS):
+    """The case on data in the first-level cache; None where that would be another case."""
+    if OPERATIONS[case.operation] is not ACTIVATION or case.dim != -1 or case.form == "module":
+        return None
+    row = min(case.shape[-1], RESIDENT_ROW)
+    return replace(case, suite="limits", shape=(elements // row, row))
+
+
+def with_outliers(x):
+    generator = torch.Generator().manual_seed(SEED + 2)
+    far = torch.rand(x.shape, generator=generator) < OUTLIERS
+    return torch.where(far, OUTLIER_SCALE * x, x)
 
 
 def make_tensors(case, dtype=None):

@@ -17,7 +17,7 @@ class Comparison:
     best_peer: str | None
     over_best_peer: float | None
     limit_share: float | None
-    limit: str | None  # what binds: "copy", "read" or "peak"
+    limit: str | None  # what binds: "copy", "read", "arithmetic" or "peak"
 
 
 @dataclass

@@ -46,6 +46,10 @@ def limit_records(limits):
             yield limit("bandwidth", f"{kind} {row['bytes']} bytes", "GB/s", row[kind] / 1e9)
     for name, seconds in limits.calls.items():
         yield limit("call", name, "us", seconds * 1e6)
+    for name, found in limits.arithmetic.items():
+        for data, seconds in found.items():
+            case = f"{name.removeprefix('limits/')} {data}"
+            yield limit("cycles", case, "cycles/16", 16 * seconds * limits.clock)
 
 
 def case_record(outcome, case, results, name):

@@ -169,8 +169,24 @@ def means_table(outcome):
     return Table("Geometric means; errors are the largest", header, [row for row in rows if row])
 
 
+def cycles_table(limits):
+    """What the arithmetic alone takes, of our own kernels."""
+    kinds = ("usual", "with outliers")
+    rows = [
+        [
+            Cell(name.removeprefix("limits/")),
+            *(Cell(f"{16 * found[kind] * limits.clock:.1f}") for kind in kinds),
+        ]
+        for name, found in limits.arithmetic.items()
+    ]
+    title = "Cycles per 16 elements of data in the first-level cache, one core"
+    return Table(title, ["kernel", *kinds], rows)
+
+
 def limits_table(limits):
-    rows = [[Cell(name), Cell(f"{rate / 1e9:,.0f} GFLOP/s")] for name, rate in limits.flops.items()]
+    rows = [[Cell("clock"), Cell(f"{limits.clock / 1e9:.2f} GHz")]]
+    for name, rate in limits.flops.items():
+        rows.append([Cell(name), Cell(f"{rate / 1e9:,.0f} GFLOP/s")])
     for row in limits.bandwidth:
         kib = row["bytes"] / 1024
         size = f"{kib / 1024:.4g} MiB" if kib >= 1024 else f"{kib:.4g} KiB"
@@ -206,6 +222,8 @@ def notes(outcome):
 def tables(outcome):
     if outcome.limits is not None:
         yield limits_table(outcome.limits)
+        if outcome.limits.arithmetic:
+            yield cycles_table(outcome.limits)
     for suite in dict.fromkeys(case.suite for case, _ in outcome.results):
         yield suite_table(outcome, suite)
     if outcome.results:

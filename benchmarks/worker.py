@@ -4,6 +4,7 @@
                                                float64, "gradient_error": with train, or null}
     {"command": "round"}                    -> {"seconds": [per call, one for each batch]}
     {"command": "call_costs"}               -> {name: seconds}
+    {"command": "arithmetic", "case": ...}  -> {"usual": seconds per element, "with outliers": ...}
 
 A failure answers {"failure": reason}. The first line, unasked, is {"ready": facts} or
 {"absent": reason}. Between requests the parent stops the whole process.
@@ -29,6 +30,7 @@ BATCH_SECONDS = 100e-6  # several calls a sample, so that reading the clock does
 ROUND_SECONDS = 15e-3
 WARM_UP_SECONDS = 3e-3  # after SIGCONT: caches, page tables, the thread pool's wake-up
 FEWEST_SAMPLES = 3
+ARITHMETIC_ROUNDS, ARITHMETIC_CALLS = 150, 200
 PR_SET_PDEATHSIG = 1
 
 
@@ -100,6 +102,26 @@ def call_costs():
     }
 
 
+def arithmetic(contender, case):
+    """Seconds per element of data in the first-level cache, on one core and without the call: the
+    difference between two sizes."""
+    sizes = operations.RESIDENT_ELEMENTS // 3, operations.RESIDENT_ELEMENTS
+    found = {}
+    for name, change in {"usual": lambda x: x, "with outliers": operations.with_outliers}.items():
+        timers = []
+        for elements in sizes:
+            problem = contender.build(operations.resident(case, elements))
+            problem.tensors["x"] = change(problem.tensors["x"])
+            scope = {**problem.scope, **problem.tensors}
+            timers.append(timeit.Timer(problem.expression, globals=scope))
+        best = [math.inf, math.inf]
+        for _ in range(ARITHMETIC_ROUNDS):
+            for index, timer in enumerate(timers):
+                best[index] = min(best[index], timer.timeit(ARITHMETIC_CALLS) / ARITHMETIC_CALLS)
+        found[name] = max(0.0, best[1] - best[0]) / (sizes[1] - sizes[0])
+    return found
+
+
 class Server:
     def __init__(self, contender, mode):
         self.contender = contender
@@ -119,6 +141,8 @@ class Server:
                 return {"seconds": self.measurement.round()}
             case "call_costs":
                 return call_costs()
+            case "arithmetic":
+                return arithmetic(self.contender, Case.from_json(request["case"]))
 
 
 def claim_stdout():
