@@ -244,7 +244,11 @@ void pack_panels(const void* b_, int64_t k_stride, int64_t n_stride, int64_t k, 
                         : n > begin          ? static_cast<int>(n - begin)
                                              : 0;
       const T* from = b + begin * n_stride;
-      if (k_stride == 1) {
+      if (count == 0) {
+        for (int64_t unit = 0; unit < units; ++unit) {
+          V(C(0)).store(to + unit * G::kPanel + column);
+        }
+      } else if (k_stride == 1) {
         for (int64_t unit = 0; unit < units; unit += V::size) {
           V rows[V::size];
           for (int i = 0; i < V::size; ++i) {
@@ -329,23 +333,30 @@ FASTACT_FN void dot_rows(const T* x, int64_t x_stride, const T* w, int64_t w_str
   using V = typename G::V;
   using C = typename G::C;
   constexpr int kElements = V::size * G::kDepth;
-  V sum[M][N];
-  FASTACT_UNROLL for (int i = 0; i < M; ++i) {
-    FASTACT_UNROLL for (int j = 0; j < N; ++j) sum[i][j] = V(C(0));
-  }
-  for (int64_t e = 0; e < k; e += kElements) {
+  V sum[M * N];
+  FASTACT_UNROLL for (int i = 0; i < M * N; ++i) sum[i] = V(C(0));
+  const auto add = [&](int64_t e, const auto& load) FASTACT_LAMBDA {
     V left[M];
-    FASTACT_UNROLL for (int i = 0; i < M; ++i) left[i] = load_units(x + i * x_stride + e, k - e);
+    FASTACT_UNROLL for (int i = 0; i < M; ++i) left[i] = load(x + i * x_stride + e);
     FASTACT_UNROLL for (int j = 0; j < N; ++j) {
-      const V right = load_units(w + j * w_stride + e, k - e);
+      const V right = load(w + j * w_stride + e);
       FASTACT_UNROLL for (int i = 0; i < M; ++i) {
-        sum[i][j] = G::multiply_add(left[i], right, sum[i][j]);
+        sum[i * N + j] = G::multiply_add(left[i], right, sum[i * N + j]);
       }
     }
+  };
+  int64_t e = 0;
+  for (; e + kElements <= k; e += kElements) {
+    add(e, [](const T* p) FASTACT_LAMBDA { return load_units(p, kElements); });
   }
+  if (e < k) {
+    add(e, [&](const T* p) FASTACT_LAMBDA { return load_units(p, k - e); });
+  }
+  alignas(64) C sums[M * N];
+  horizontal_sums(sum, sums);
   FASTACT_UNROLL for (int i = 0; i < M; ++i) {
     FASTACT_UNROLL for (int j = 0; j < N; ++j) {
-      c[i * c_stride + j] = horizontal_sum(sum[i][j]) + (bias ? bias[j] : C(0));
+      c[i * c_stride + j] = sums[i * N + j] + (bias ? bias[j] : C(0));
     }
   }
 }
@@ -353,8 +364,8 @@ FASTACT_FN void dot_rows(const T* x, int64_t x_stride, const T* w, int64_t w_str
 template <class T, int M>
 void dot_all(const GemmRows& r) {
   // As many rows of w as the registers hold sums for.
-  constexpr int kSums = Gemm<T>::kRegisters == 32 ? 24 : 12;
-  constexpr int N = M == 1 ? 8 : kSums / M > 6 ? 6 : kSums / M < 1 ? 1 : kSums / M;
+  constexpr int kFit = (Gemm<T>::kRegisters == 32 ? 24 : 12) / M;
+  constexpr int N = M == 1 ? 8 : kFit > 6 ? 6 : kFit < 1 ? 1 : kFit;
   using C = compute_t<T>;
   const T* x = static_cast<const T*>(r.x);
   const T* w = static_cast<const T*>(r.w);

@@ -206,6 +206,31 @@ FASTACT_FN V lookup(const float (&table)[kEntries], Vec<int32_t> index) {
 FASTACT_FN float horizontal_sum(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
 FASTACT_FN float horizontal_max(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
 
+// The sums of eight registers: halves of two registers are added as one, and so on, which takes
+// three instructions a sum instead of eight.
+FASTACT_FN void sum_eight(const Vec<float>* v, float* to) {
+  __m512 halves[4];  // 8 lanes of each register
+  FASTACT_UNROLL for (int i = 0; i < 4; ++i) {
+    const __m512 a = v[2 * i].v, b = v[2 * i + 1].v;
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  __m512d quarters[2];  // 4 lanes of each
+  FASTACT_UNROLL for (int i = 0; i < 2; ++i) {
+    const __m512 a = halves[2 * i], b = halves[2 * i + 1];
+    quarters[i] = _mm512_castps_pd(
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)));
+  }
+  // 2 lanes of each, in the order 0 4 1 5 2 6 3 7
+  const __m512 pairs =
+      _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(quarters[0], quarters[1])),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(quarters[0], quarters[1])));
+  const __m512 sums = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm256_storeu_ps(to, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums)));
+}
+template <>
+constexpr bool kSumsTogether<Vec<float>> = true;
+
 // ---- double ----
 
 FASTACT_FN Vec<double> operator+(Vec<double> a, Vec<double> b) { return _mm512_add_pd(a.v, b.v); }

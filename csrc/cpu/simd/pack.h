@@ -284,6 +284,10 @@ FASTACT_FN Vec<T> map_pairs(Vec<T> a, Vec<T> b, F f) {
   return f(a, b);
 }
 
+// Widths that define sum_eight() set it to true.
+template <class V>
+constexpr bool kSumsTogether = false;
+
 // One question for the whole group.
 template <class M, int U>
 FASTACT_FN bool any(MaskPack<M, U> mask) {
@@ -310,6 +314,16 @@ FASTACT_FN typename V::scalar horizontal_max(Pack<V, U, P> a) {
   V most = a.part[0];
   FASTACT_UNROLL for (int u = 1; u < U; ++u) most = max(most, a.part[u]);
   return horizontal_max(most);
+}
+
+// The sums of N registers, each in the order of horizontal_sum().
+template <class V, int N>
+FASTACT_FN void horizontal_sums(const V (&v)[N], typename V::scalar* to) {
+  constexpr int kTogether = kSumsTogether<V> ? N / 8 * 8 : 0;
+  if constexpr (kTogether > 0) {
+    FASTACT_UNROLL for (int i = 0; i < kTogether; i += 8) sum_eight(&v[i], to + i);
+  }
+  FASTACT_UNROLL for (int i = kTogether; i < N; ++i) to[i] = horizontal_sum(v[i]);
 }
 
 }  // namespace
