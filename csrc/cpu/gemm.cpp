@@ -15,6 +15,7 @@ namespace {
 // fills 96 KiB of the second-level cache, and the panel's part is read from there 32 times.
 constexpr int64_t kTileRows = 192;
 constexpr int64_t kTileBytes = kTileRows * 256;
+constexpr int64_t kPanelBytes = 64 << 10;  // of a panel that is packed a part at a time
 constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row
 
 // Multiply-adds that a thread is woken for: 4 us of one core, where waking it and waiting for it
@@ -94,27 +95,35 @@ struct Work {
   }
 
   // Rows [0, rows) of `a` in place or packed against panels, where the panels are c's columns, or
-  // its rows if transposed. panel(j) gives a panel and its stride in bytes.
+  // its rows if transposed. panel(j, k, units, memory) gives units [k, k + units) of a panel and
+  // their stride in bytes; it is asked for `step` units at a time and may put them into memory.
   template <class Panel>
   void multiply(const void* a, int64_t row_bytes, int64_t rows, int64_t columns, const Panel& panel,
-                bool transposed) const {
+                bool transposed, int64_t step) const {
     const int64_t count = panels(columns);
     const int64_t height = tile_rows(rows, count);
     const int64_t blocks = ceil_div(rows, height);
     split(blocks * count, [&](int64_t begin, int64_t end) {
       alignas(64) char tile[kTileBytes];
+      alignas(64) char memory[kPanelBytes];
       for (int64_t k = begin; k < end; ++k) {
         const int64_t row = k / count * height;
         const int64_t column = k % count * g.panel;
         const int64_t tile_rows = std::min(height, rows - row);
         const int tile_columns = static_cast<int>(std::min(g.panel, columns - column));
-        const auto [b, b_bytes] = panel(k % count);
         const char* bias = static_cast<const char*>(p.epilogue.bias);
         if (bias) {
           bias += (transposed ? row : column) * compute_size;
         }
-        g.tile({static_cast<const char*>(a) + row * row_bytes, row_bytes, b, b_bytes, units,
-                tile_rows, tile_columns, bias, transposed, tile});
+        int64_t first = 0;
+        do {
+          const int64_t own_units = std::min(step, units - first);
+          const auto [b, b_bytes] = panel(k % count, first, own_units, memory);
+          g.tile({static_cast<const char*>(a) + row * row_bytes + first * g.unit_bytes, row_bytes,
+                  b, b_bytes, own_units, tile_rows, tile_columns, bias, transposed,
+                  /*accumulate=*/first > 0, tile});
+          first += own_units;
+        } while (first < units);
         finish(tile, g.panel, tile_rows, tile_columns, row, column, transposed);
       }
     });
@@ -170,45 +179,48 @@ struct Work {
     if (road == GemmRoad::kFewRows) {
       return few_rows();
     }
+    const int64_t panel_row = g.panel * g.unit_bytes;
+    const auto whole = [&](const void* packed) {
+      const char* first = static_cast<const char*>(packed);
+      return [=](int64_t j, int64_t unit, int64_t, char*) {
+        return std::pair(first + j * panel_bytes() + unit * panel_row, panel_row);
+      };
+    };
     if (road == GemmRoad::kSwapped) {
       const Tensor packed = pack_panels(p.a.data, p.a.column_stride, p.a.row_stride, p.m);
-      const char* first = static_cast<const char*>(packed.const_data_ptr());
-      return multiply(
-          p.b.data, p.b.column_stride * size, p.n, p.m,
-          [&](int64_t j) { return std::pair(first + j * panel_bytes(), g.panel * g.unit_bytes); },
-          /*transposed=*/true);
+      return multiply(p.b.data, p.b.column_stride * size, p.n, p.m, whole(packed.const_data_ptr()),
+                      /*transposed=*/true, units);
     }
     Tensor memory;
     const auto [a, row_bytes] = rows_of_a(memory);
-    if (road == GemmRoad::kInPlace) {
-      // The last panel may be narrower than a register.
-      const int64_t whole = p.n / g.panel;
-      Tensor rest;
-      if (p.n % g.panel) {
-        rest = empty({panel_bytes()}, at::kByte);
-        g.pack_panels(static_cast<const char*>(p.b.data) + whole * g.panel * size, p.b.row_stride,
-                      1, p.k, p.n - whole * g.panel, 0, 1, rest.mutable_data_ptr());
-      }
-      return multiply(
-          a, row_bytes, p.m, p.n,
-          [&](int64_t j) {
-            return j < whole ? std::pair(static_cast<const char*>(p.b.data) + j * g.panel * size,
-                                         p.b.row_stride * size)
-                             : std::pair(static_cast<const char*>(rest.const_data_ptr()),
-                                         g.panel * g.unit_bytes);
+    const auto multiply_by = [&, a = a, row_bytes = row_bytes](const auto& panel, int64_t step) {
+      multiply(a, row_bytes, p.m, p.n, panel, /*transposed=*/false, step);
+    };
+    const bool one_block = tile_rows(p.m, panels(p.n)) >= p.m;
+    if (road == GemmRoad::kInPlace || (road == GemmRoad::kPackB && one_block)) {
+      // Each panel is read by one tile: it is packed for that, a part at a time, or read in place
+      // but where it is narrower than a register.
+      const int64_t step = kPanelBytes / panel_row / g.block * g.block;
+      return multiply_by(
+          [&](int64_t j, int64_t unit, int64_t count, char* to) {
+            const int64_t column = j * g.panel;
+            const int64_t k = unit * g.depth;
+            const char* b = static_cast<const char*>(p.b.data) +
+                            (k * p.b.row_stride + column * p.b.column_stride) * size;
+            if (road == GemmRoad::kInPlace && column + g.panel <= p.n) {
+              return std::pair(b, p.b.row_stride * size);
+            }
+            g.pack_panels(b, p.b.row_stride, p.b.column_stride, std::min(count * g.depth, p.k - k),
+                          p.n - column, 0, 1, to);
+            return std::pair(static_cast<const char*>(to), panel_row);
           },
-          /*transposed=*/false);
+          step);
     }
-    Tensor packed;
-    const char* first = static_cast<const char*>(p.packed_b);
-    if (!first) {
-      packed = pack_panels(p.b.data, p.b.row_stride, p.b.column_stride, p.n);
-      first = static_cast<const char*>(packed.const_data_ptr());
+    if (road == GemmRoad::kPackedB) {
+      return multiply_by(whole(p.packed_b), units);
     }
-    multiply(
-        a, row_bytes, p.m, p.n,
-        [&](int64_t j) { return std::pair(first + j * panel_bytes(), g.panel * g.unit_bytes); },
-        /*transposed=*/false);
+    const Tensor packed = pack_panels(p.b.data, p.b.row_stride, p.b.column_stride, p.n);
+    multiply_by(whole(packed.const_data_ptr()), units);
   }
 };
 

@@ -147,9 +147,9 @@ void gemm_tile(const GemmTile& t) {
       const int registers = (t.columns - column + G::V::size - 1) / G::V::size;
       const C* own_bias = bias && !t.bias_per_row ? bias + column : bias;
       const auto run = [&](auto width) FASTACT_LAMBDA {
-        multiply_rows<T, decltype(width)::value>(a, t.row_bytes, b + column * G::kUnitBytes,
-                                                 t.b_bytes, units, t.rows, k == 0, own_bias,
-                                                 t.bias_per_row, static_cast<C*>(t.c) + column);
+        multiply_rows<T, decltype(width)::value>(
+            a, t.row_bytes, b + column * G::kUnitBytes, t.b_bytes, units, t.rows,
+            k == 0 && !t.accumulate, own_bias, t.bias_per_row, static_cast<C*>(t.c) + column);
       };
       if (registers >= G::kWidth) {
         run(std::integral_constant<int, G::kWidth>());
@@ -425,27 +425,38 @@ void store_rows(const void* tile_, int64_t tile_stride, int64_t rows, int64_t co
   }
 }
 
-// The same with row i of the tile becoming column i of c.
+// The same with row i of the tile becoming column i of c. As many rows at a time as fill a cache
+// line of c: its rows lie far apart, often in the few lines of one cache set.
 template <class T>
 void store_transposed(const void* tile_, int64_t tile_stride, int64_t rows, int64_t columns,
                       void* c_, int64_t c_stride) {
   using C = compute_t<T>;
   using V = Vec<C>;
+  constexpr int kBlocks = sizeof(C) / sizeof(T);
   const C* tile = static_cast<const C*>(tile_);
   T* c = static_cast<T*>(c_);
-  for (int64_t i = 0; i < rows; i += V::size) {
-    const int height = rows - i >= V::size ? V::size : static_cast<int>(rows - i);
+  for (int64_t i = 0; i < rows; i += kBlocks * V::size) {
     for (int64_t j = 0; j < columns; j += V::size) {
       const int width = columns - j >= V::size ? V::size : static_cast<int>(columns - j);
-      V block[V::size];
-      for (int r = 0; r < V::size; ++r) {
-        const C* from = tile + (i + r) * tile_stride + j;
-        block[r] = r >= height ? V(C(0)) : width == V::size ? V::load(from) : V::load(from, width);
+      V block[kBlocks][V::size];
+      int height[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        const int64_t first = i + b * V::size;
+        const int64_t left = rows - first;
+        height[b] = left >= V::size ? V::size : left > 0 ? static_cast<int>(left) : 0;
+        for (int r = 0; r < V::size; ++r) {
+          const C* from = tile + (first + r) * tile_stride + j;
+          block[b][r] = r >= height[b]     ? V(C(0))
+                        : width == V::size ? V::load(from)
+                                           : V::load(from, width);
+        }
+        transpose(block[b]);
       }
-      transpose(block);
       for (int r = 0; r < width; ++r) {
         T* to = c + (j + r) * c_stride + i;
-        height == V::size ? block[r].store(to) : block[r].store(to, height);
+        for (int b = 0; b < kBlocks; ++b, to += V::size) {
+          height[b] == V::size ? block[b][r].store(to) : block[b][r].store(to, height[b]);
+        }
       }
     }
   }
@@ -488,6 +499,7 @@ constexpr GemmKernels kGemmKernels = {
     // Rows of T are rows of units where nothing is widened.
     std::is_same<T, compute_t<T>>::value || Gemm<T>::kPairs,
     Gemm<T>::kDepth,
+    Gemm<T>::kBlock,
     &gemm_tile<T>,
     &pack_panels<T>,
     &pack_rows<T>,

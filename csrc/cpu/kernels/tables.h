@@ -79,7 +79,8 @@ struct SoftmaxKernels {
 // One tile of a matrix product (see kernels/gemm.h): `rows` rows of a, `units` units of k long and
 // `row_bytes` apart, by `columns` columns of b, at most a panel, whose rows are `b_bytes` apart. c
 // is of the compute type and has rows of a panel's width; all columns of the last register are
-// written. `bias` has an element for each column, or row, or is null.
+// written. With `accumulate` they are added to, else they begin with `bias`, which has an element
+// for each column, or row, or is null.
 struct GemmTile {
   const void* a;
   int64_t row_bytes;
@@ -90,6 +91,7 @@ struct GemmTile {
   int columns;
   const void* bias;
   bool bias_per_row;
+  bool accumulate;
   void* c;
 };
 
@@ -116,6 +118,7 @@ struct GemmKernels {
   int64_t unit_bytes;  // as packed
   bool rows_in_place;  // a needs no packing where its elements along k are neighbours
   int64_t depth;       // elements of k in a unit
+  int64_t block;       // units that one chain of sums takes
   void (*tile)(const GemmTile& tile);
   // Panels [first, last) of b; a panel is ceil(k / depth) * panel units long.
   void (*pack_panels)(const void* b, int64_t k_stride, int64_t n_stride, int64_t k, int64_t n,
