@@ -125,6 +125,31 @@ def test_exact_family_has_the_same_bits_in_every_set():
     assert len(set(digests.values())) == 1, digests
 
 
+BFLOAT16 = """
+import hashlib
+import torch, fastact
+from fastact.testing.cases import UNARY_CASES
+digest = hashlib.sha256()
+x = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+for case in UNARY_CASES:
+    digest.update(case.function(x).view(torch.int16).numpy().tobytes())
+grad = x.flip(0).contiguous()
+rows = x.view(256, 256)
+for y in (torch.ops.fastact.softmax(rows, -1), torch.ops.fastact.relu_backward(grad, x)):
+    digest.update(y.contiguous().view(torch.int16).numpy().tobytes())
+print(fastact.info()["instruction_set"], digest.hexdigest())
+"""
+
+
+def test_bfloat16_is_rounded_alike_with_its_instruction_and_without():
+    need("avx512_bf16")
+    found = [finish(start(isa, "-c", BFLOAT16)) for isa in ("avx512", "avx512_bf16")]
+    assert all(code == 0 for code, _, _ in found), found
+    (first, bits), (second, others) = (output.split() for _, output, _ in found)
+    assert (first, second) == ("avx512", "avx512_bf16")
+    assert bits == others
+
+
 def test_the_widest_is_chosen():
     widest = [isa for isa in SETS if SUPPORTED[isa]][-1]
     code, output, errors = finish(

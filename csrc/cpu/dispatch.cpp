@@ -28,8 +28,10 @@ FASTACT_DECLARE_FAMILIES(baseline)
 FASTACT_DECLARE_FAMILIES(avx2)
 FASTACT_DECLARE_FAMILIES(avx512)
 namespace avx512_bf16 {
+extern const ElementwiseKernels elementwise_bfloat16;
+extern const SoftmaxKernels softmax_bfloat16;
 extern const GemmKernels gemm_bfloat16;
-}
+}  // namespace avx512_bf16
 #endif
 
 namespace {
@@ -59,11 +61,11 @@ const InstructionSet kInstructionSets[] = {
 #if defined(__x86_64__)
     {"avx2", has_avx2, [] { return Kernels{"avx2", FASTACT_FAMILIES(avx2)}; }},
     {"avx512", has_avx512, [] { return Kernels{"avx512", FASTACT_FAMILIES(avx512)}; }},
-    // Elementwise kernels gain nothing here: vcvtneps2bf16 flushes denormals, so bfloat16 is
-    // rounded with integer arithmetic on both sets.
     {"avx512_bf16", has_avx512_bf16,
      [] {
        Kernels kernels{"avx512_bf16", FASTACT_FAMILIES(avx512)};
+       kernels.elementwise[kBFloat16Dtype] = avx512_bf16::elementwise_bfloat16;
+       kernels.softmax[kBFloat16Dtype] = avx512_bf16::softmax_bfloat16;
        kernels.gemm[kBFloat16Dtype] = avx512_bf16::gemm_bfloat16;
        return kernels;
      }},

@@ -1,4 +1,4 @@
-// isa: baseline avx2 avx512
+// isa: baseline avx2 avx512 avx512_bf16
 #include "cpu/kernels/elementwise.h"
 
 namespace fastact::FASTACT_ISA {

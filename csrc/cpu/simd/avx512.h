@@ -91,8 +91,14 @@ struct Vec<float> {
   static FASTACT_FN __m512 widen(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
-  // Not vcvtneps2bf16, which flushes subnormal numbers to zero.
   FASTACT_FN __m256i bfloat16() const {
+#if defined(__AVX512BF16__)
+    // This instruction takes subnormal numbers for 0.
+    constexpr int kSubnormal = 0x20;
+    if (!FASTACT_UNLIKELY(_mm512_fpclass_ps_mask(v, kSubnormal))) {
+      return (__m256i)_mm512_cvtneps_pbh(v);
+    }
+#endif
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);

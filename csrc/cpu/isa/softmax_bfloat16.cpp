@@ -1,0 +1,7 @@
+// isa: avx512_bf16
+#include "cpu/kernels/softmax.h"
+
+namespace fastact::FASTACT_ISA {
+extern const SoftmaxKernels softmax_bfloat16;
+const SoftmaxKernels softmax_bfloat16 = kSoftmaxKernels<BFloat16>;
+}  // namespace fastact::FASTACT_ISA
