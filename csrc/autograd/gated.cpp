@@ -3,7 +3,7 @@
 
 #include <ATen/WrapDimUtils.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/glu.h>
@@ -128,13 +128,11 @@ Tensor backward_autograd(c10::DispatchKeySet keys, const GatedUnit& unit, const 
 
 Tensor forward_meta(const GatedUnit& unit, const Tensor& self, int64_t dim) {
   dim = check_gated(unit, self, dim);
-  c10::SymDimVector sizes(self.sym_sizes().begin(), self.sym_sizes().end());
-  sizes[dim] = sizes[dim] / 2;
-  return at::empty_symint(sizes, self.options());
+  return at::empty_like(self.narrow_symint(dim, 0, self.sym_size(dim) / 2));
 }
 
 Tensor backward_meta(const GatedUnit&, const Tensor&, const Tensor& self, int64_t) {
-  return at::empty_symint(self.sym_sizes(), self.options());
+  return at::empty_like(self);
 }
 
 Tensor forward_composed(const GatedUnit& unit, const Tensor& self, int64_t dim) {

@@ -3,6 +3,9 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "cpu/elementwise.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
@@ -34,12 +37,50 @@ void for_each_piece(const Tensor& self, int64_t dim, const F& f) {
   });
 }
 
+// The dimensions in the order in which they lie in memory, so that a dense tensor is contiguous in
+// it, and results keep its layout, as PyTorch's do.
+class MemoryOrder {
+ public:
+  explicit MemoryOrder(const Tensor& dense)
+      : contiguous_(dense.is_contiguous()), order_(dense.dim()), inverse_(dense.dim()) {
+    if (contiguous_) {
+      return;
+    }
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return dense.stride(a) > dense.stride(b); });
+    for (size_t i = 0; i < order_.size(); ++i) {
+      inverse_[order_[i]] = static_cast<int64_t>(i);
+    }
+  }
+  Tensor apply(const Tensor& t) const { return contiguous_ ? t : t.permute(order_); }
+  Tensor revert(const Tensor& t) const { return contiguous_ ? t : t.permute(inverse_); }
+  int64_t position(int64_t dim) const { return contiguous_ ? dim : inverse_[dim]; }
+
+ private:
+  bool contiguous_;
+  at::DimVector order_;
+  at::DimVector inverse_;
+};
+
+Tensor dense(const Tensor& self) {
+  if (self.is_non_overlapping_and_dense()) {
+    return self;
+  }
+  Tensor result = empty_like(self);
+  copy(self, result);
+  return result;
+}
+
 Tensor forward(const GatedUnit& unit, const Tensor& self, int64_t dim) {
   dim = check_gated(unit, self, dim);
   if (!has_kernels(self)) {
     return compose_gated(unit, self, dim);
   }
-  const Tensor x = contiguous(self);
+  const Tensor own = dense(self);
+  const MemoryOrder order(own);
+  const Tensor x = order.apply(own);
+  dim = order.position(dim);
   at::DimVector sizes(x.sizes().begin(), x.sizes().end());
   sizes[dim] /= 2;
   Tensor y = empty(sizes, x.scalar_type());
@@ -52,7 +93,7 @@ Tensor forward(const GatedUnit& unit, const Tensor& self, int64_t dim) {
     const char* second = first + run * size;
     kernel(unit.gate_first ? first : second, unit.gate_first ? second : first, py + out * size, n);
   });
-  return y;
+  return order.revert(y);
 }
 
 Tensor backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self, int64_t dim) {
@@ -63,8 +104,11 @@ Tensor backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self, i
       grad.sizes() != sizes) {
     return compose_gated_backward(unit, grad, self, dim);
   }
-  const Tensor x = contiguous(self);
-  const Tensor g = contiguous(grad);
+  const Tensor own = dense(self);
+  const MemoryOrder order(own);
+  const Tensor x = order.apply(own);
+  const Tensor g = contiguous(order.apply(grad));
+  dim = order.position(dim);
   Tensor dx = empty(x.sizes(), x.scalar_type());
   const GatedBackwardKernel kernel =
       kernels().elementwise[table_dtype(x.scalar_type())].gated_backward[unit.gate];
@@ -77,7 +121,7 @@ Tensor backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self, i
     const int64_t value = (in + (unit.gate_first ? run : 0)) * size;
     kernel(pg + out * size, px + gate, px + value, pdx + gate, pdx + value, n);
   });
-  return dx;
+  return order.revert(dx);
 }
 
 }  // namespace

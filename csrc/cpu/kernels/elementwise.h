@@ -131,6 +131,17 @@ void gated(const void* a_, const void* b_, void* y_, int64_t n) {
   }
 }
 
+// Where both input and output are at hand, the output is read if that suffices; but of a sigmoid
+// near 1, it has lost the digits of the derivative.
+template <class F, class V>
+FASTACT_FN V gate_gradient(const F& f, V grad, V x, V y, bool saves_output) {
+  return f.backward(grad, saves_output ? y : x);
+}
+template <class V>
+FASTACT_FN V gate_gradient(const Sigmoid::Formula<V>&, V grad, V x, V y, bool) {
+  return grad * (y * sigmoid(-x));
+}
+
 template <class A, class T>
 void gated_backward(const void* grad_, const void* a_, const void* b_, void* da_, void* db_,
                     int64_t n) {
@@ -149,7 +160,7 @@ void gated_backward(const void* grad_, const void* a_, const void* b_, void* da_
     const V g = load(grad);
     const V x = load(a);
     const V y = f.forward(x);
-    const V dx = f.backward(g * load(b), saves_output ? y : x);
+    const V dx = gate_gradient(f, g * load(b), x, y, saves_output);
     const V dgate = g * y;
     whole ? dx.store(da + i) : dx.store(da + i, rest);
     whole ? dgate.store(db + i) : dgate.store(db + i, rest);
