@@ -427,6 +427,16 @@ FASTACT_FN Vec<float> dot_pairs(Vec<float> a, Vec<float> b, Vec<float> c) {
   return _mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v);
 }
 FASTACT_FN Vec<float> load_pairs(const BFloat16* p) { return _mm512_loadu_ps(p); }
+// Lane i holds low[i] and, above it, high[i], or 0 without `high`; the first n lanes, others are 0.
+FASTACT_FN Vec<float> interleave_pairs(const BFloat16* low, const BFloat16* high, int n) {
+  const auto first = static_cast<__mmask16>((1u << n) - 1);
+  const auto load = [&](const BFloat16* p) FASTACT_LAMBDA {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, p));
+  };
+  const __m512i below = load(low);
+  return _mm512_castsi512_ps(high ? _mm512_or_si512(below, _mm512_slli_epi32(load(high), 16))
+                                  : below);
+}
 // The first n numbers; others are 0.
 FASTACT_FN Vec<float> load_pairs(const BFloat16* p, int n) {
   return _mm512_castsi512_ps(
