@@ -27,6 +27,10 @@ constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24; 
 // take 1 us (Zen 5, benchmarks suite limits).
 constexpr int64_t kParallelWork = int64_t{1} << 19;
 
+// Elements of rows whose columns are summed while they lie in the second-level cache: 128 KiB of
+// float32 numbers and what they are formed from.
+constexpr int64_t kSummedTogether = 1 << 15;
+
 // Bytes of an element, and of one in a tile.
 int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 int64_t compute_size_of(Dtype dtype) { return std::max<int64_t>(size_of(dtype), 4); }
@@ -188,7 +192,7 @@ struct Work {
     const int64_t panel_row = g.panel * g.unit_bytes;
     const auto whole = [&](const void* packed) {
       const char* first = static_cast<const char*>(packed);
-      return [=](int64_t j, int64_t unit, int64_t, char*) {
+      return [this, first, panel_row](int64_t j, int64_t unit, int64_t, char*) {
         return std::pair(first + j * panel_bytes() + unit * panel_row, panel_row);
       };
     };
@@ -267,21 +271,35 @@ void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* pa
   g.pack_panels(b.data, b.row_stride, b.column_stride, k, n, 0, ceil_div(n, g.panel), packed);
 }
 
-void gemm_column_sums(Dtype dtype, const void* x, int64_t stride, int64_t m, int64_t n,
-                      void* sums) {
+void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* sums,
+                      const std::function<void(int64_t row, int64_t rows)>& form) {
   const GemmKernels& g = kernels().gemm[dtype];
-  const int64_t size = size_of(dtype);
-  const int64_t compute_size = compute_size_of(dtype);
-  std::memset(sums, 0, n * compute_size);
-  // By columns: each sum is one chain, whatever the number of threads.
-  const int64_t blocks = ceil_div(n, 64);
-  parallel_for(blocks, std::max<int64_t>(16384 / std::max<int64_t>(m * 64, 1), 1),
-               [&](int64_t begin, int64_t end) {
-                 const int64_t column = begin * 64;
-                 g.add_rows(static_cast<const char*>(x) + column * size, stride, m,
-                            std::min(end * 64, n) - column,
-                            static_cast<char*>(sums) + column * compute_size);
-               });
+  const int64_t row_bytes = n * size_of(dtype);
+  const int64_t sums_bytes = n * compute_size_of(dtype);
+  // Blocks of a size that n alone decides: a sum's bits do not depend on the number of threads.
+  const int64_t height = std::max<int64_t>(kSummedTogether / std::max<int64_t>(n, 1), 1);
+  const int64_t blocks = ceil_div(m, height);
+  const auto add_block = [&](int64_t block, char* to) {
+    const int64_t row = block * height;
+    const int64_t rows = std::min(height, m - row);
+    if (form) {
+      form(row, rows);
+    }
+    std::memset(to, 0, sums_bytes);
+    g.add_rows(static_cast<const char*>(x) + row * row_bytes, n, rows, n, to);
+  };
+  if (blocks == 1) {
+    return add_block(0, static_cast<char*>(sums));
+  }
+  Tensor memory = empty({blocks * sums_bytes}, at::kByte);
+  char* parts = static_cast<char*>(memory.mutable_data_ptr());
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      add_block(block, parts + block * sums_bytes);
+    }
+  });
+  std::memset(sums, 0, sums_bytes);
+  kernels().gemm[dtype == kFloat64 ? kFloat64 : kFloat32].add_rows(parts, n, blocks, n, sums);
 }
 
 }  // namespace fastact

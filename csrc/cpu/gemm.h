@@ -3,6 +3,8 @@
 // use it on parts of theirs.
 #pragma once
 
+#include <functional>
+
 #include "cpu/dispatch.h"
 
 namespace fastact {
@@ -55,7 +57,9 @@ void gemm(const GemmProblem& problem);
 int64_t gemm_packed_bytes(Dtype dtype, int64_t k, int64_t n);
 void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* packed);
 
-// sums[j] = x[0][j] + x[1][j] + ... over m rows; sums are of the compute type.
-void gemm_column_sums(Dtype dtype, const void* x, int64_t stride, int64_t m, int64_t n, void* sums);
+// sums[j] = x[0][j] + x[1][j] + ... over m dense rows; sums are of the compute type. form(row,
+// rows) is called, on any thread, before these rows are read: it may write them.
+void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* sums,
+                      const std::function<void(int64_t row, int64_t rows)>& form = nullptr);
 
 }  // namespace fastact

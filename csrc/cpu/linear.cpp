@@ -221,6 +221,46 @@ std::string linear_road(const Tensor& input, const Tensor& weight, bool packed) 
   TORCH_INTERNAL_ASSERT(false);
 }
 
+// The gradient before the activation and, in the same pass where that is elementwise, its column
+// sums: the bias's gradient.
+Epilogue::Gradients gradient_before(const Epilogue& epilogue, const Tensor& grad,
+                                    const OptionalTensor& saved, Tensor* dbias) {
+  const Activation* activation = epilogue.activation();
+  const bool together = activation && is_defined(saved) && has_kernels(*saved) &&
+                        grad.scalar_type() == saved->scalar_type() && grad.is_contiguous() &&
+                        saved->is_contiguous() && grad.sizes() == saved->sizes();
+  Epilogue::Gradients result;
+  if (together) {
+    result.z = empty(grad.sizes(), grad.scalar_type());
+  } else {
+    result = epilogue.backward(grad, saved ? *saved : Tensor());
+    result.z = contiguous(result.z);
+  }
+  const Dtype dtype = table_dtype(grad.scalar_type());
+  const int64_t n = grad.size(-1);
+  const int64_t m = MatrixView(result.z).rows;
+  Tensor sums = empty({n}, compute_dtype(grad.scalar_type()));
+  std::function<void(int64_t, int64_t)> form;
+  if (together) {
+    const UnaryBackwardKernel kernel = kernels().elementwise[dtype].backward[activation->index];
+    const int64_t row_bytes = n * grad.element_size();
+    form = [=, g = static_cast<const char*>(grad.const_data_ptr()),
+            s = static_cast<const char*>(saved->const_data_ptr()),
+            dz = static_cast<char*>(result.z.mutable_data_ptr()),
+            parameters = epilogue.parameters()](int64_t row, int64_t rows) {
+      kernel(g + row * row_bytes, s + row * row_bytes, dz + row * row_bytes, rows * n, parameters);
+    };
+  }
+  gemm_column_sums(dtype, result.z.const_data_ptr(), m, n, sums.mutable_data_ptr(), form);
+  if (sums.scalar_type() == grad.scalar_type()) {
+    *dbias = sums;
+  } else {
+    *dbias = empty({n}, grad.scalar_type());
+    kernels().gemm[dtype].store_rows(sums.const_data_ptr(), n, 1, n, dbias->mutable_data_ptr(), n);
+  }
+  return result;
+}
+
 LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& saved,
                                     const OptionalTensor& input, const OptionalTensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& slope,
@@ -234,13 +274,15 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
                                    mask);
   }
   const Epilogue epilogue("linear", activation, parameters, slope);
-  const auto [dz, dslope] = epilogue.backward(grad, saved ? *saved : Tensor());
+  const auto none = [&] { return empty({0}, grad.scalar_type()); };
+  Tensor dbias = none();
+  const auto [dz, dslope] = mask[2] ? gradient_before(epilogue, grad, saved, &dbias)
+                                    : epilogue.backward(grad, saved ? *saved : Tensor());
   const MatrixView g(dz);
   const Dtype dtype = table_dtype(dz.scalar_type());
   const int64_t m = g.rows;
   const int64_t n = dz.size(-1);
-  const auto none = [&] { return empty({0}, grad.scalar_type()); };
-  LinearGradients result{none(), none(), none(), mask[3] ? dslope : none()};
+  LinearGradients result{none(), none(), dbias, mask[3] ? dslope : none()};
   if (mask[0]) {
     const MatrixView w(*weight);
     const int64_t k = weight->size(1);
@@ -254,16 +296,6 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
     const int64_t k = input->size(-1);
     Tensor& dweight = std::get<1>(result) = empty({n, k}, dz.scalar_type());
     gemm({dtype, n, k, m, g.transposed(), x.operand, nullptr, dweight.mutable_data_ptr(), k, {}});
-  }
-  if (mask[2]) {
-    const Tensor rows = contiguous(g.tensor);
-    Tensor sums = empty({n}, compute_dtype(dz.scalar_type()));
-    gemm_column_sums(dtype, rows.const_data_ptr(), n, m, n, sums.mutable_data_ptr());
-    Tensor& dbias = std::get<2>(result) = sums;
-    if (sums.scalar_type() != dz.scalar_type()) {
-      dbias = empty({n}, dz.scalar_type());
-      kernels().gemm[dtype].store_rows(sums.const_data_ptr(), n, 1, n, dbias.mutable_data_ptr(), n);
-    }
   }
   return result;
 }
