@@ -96,15 +96,17 @@ def test_any_number_of_threads(dtype, m, n, k):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_alone_and_in_a_batch(dtype):
-    """Up to 8 rows, and from 9 on; in a frozen model's packed product and in a plain one."""
-    x, w, b = random_tensor([200, 530], dtype), random_tensor([70, 530], dtype), None
-    packed = ops.pack_linear(w)
-    for few in (1, 3, 8):
-        assert torch.equal(ops.linear(x[:few], w, b)[:1], ops.linear(x[:1], w, b))
-    for many in (20, 100, 200):
-        expected = ops.linear_packed(x[:9], packed, w, b)
-        assert torch.equal(ops.linear_packed(x[:many], packed, w, b)[:9], expected)
-        assert torch.equal(ops.linear(x[:many], w, b)[:9], expected)
+    """A frozen model's packed product: in any batch. A plain one: up to 8 rows, and from 9 on."""
+    for k in (20, 530):
+        x, w, b = random_tensor([200, k], dtype), random_tensor([70, k], dtype), None
+        packed = ops.pack_linear(w)
+        frozen = ops.linear_packed(x, packed, w, b)
+        for rows in (1, 3, 8, 9, 20, 100):
+            assert torch.equal(ops.linear_packed(x[:rows], packed, w, b), frozen[:rows])
+        for rows in (9, 20, 100, 200):
+            assert torch.equal(ops.linear(x[:rows], w, b), frozen[:rows])
+        for rows in (3, 8):
+            assert torch.equal(ops.linear(x[:rows], w, b)[:1], ops.linear(x[:1], w, b))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
