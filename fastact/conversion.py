@@ -25,7 +25,7 @@ from torch.compiler import is_dynamo_compiling
 from fastact import _C
 from fastact.activations import REGISTRY
 from fastact.nn.frozen import FrozenLinear
-from fastact.nn.linear import FusedActivation, Linear
+from fastact.nn.linear import FusedActivation, Linear, slope_of
 from fastact.patterns import READERS, TWINS, epilogue_of, has_hooks
 from fastact.recording import (
     Recorder,
@@ -66,7 +66,7 @@ def linear_then_module(
     read = READERS.get(type(activation))
     epilogue = read(activation) if read and not has_hooks(activation) else None
     if epilogue is not None:
-        slope = activation.weight if epilogue[0] == "prelu" else None
+        slope = slope_of(activation) if epilogue[0] == "prelu" else None
         output = _fused_linear(linear, input, *epilogue, slope)
         if output is not None:
             return output

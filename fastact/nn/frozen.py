@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastact import _C
-from fastact.nn.linear import FusedActivation, Linear
+from fastact.nn.linear import FusedActivation, Linear, slope_of
 
 
 class FrozenLinear(Linear):
@@ -40,7 +40,7 @@ class FrozenLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         fused = self.fused
-        slope = self.activation.weight if fused.name == "prelu" else None
+        slope = slope_of(self._modules["activation"]) if fused.name == "prelu" else None
         return self.with_activation(input, fused.name, fused.parameters, slope)
 
     def with_activation(

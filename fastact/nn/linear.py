@@ -57,6 +57,12 @@ class FusedActivation:
         return ", ".join(shown)
 
 
+def slope_of(prelu: torch.nn.Module) -> torch.Tensor:
+    """The weight of a PReLU module, without nn.Module.__getattr__ where it can be."""
+    own = prelu._parameters
+    return own["weight"] if "weight" in own else prelu.weight  # noqa: SIM401
+
+
 def _from_module(op: str, module: torch.nn.Module) -> tuple[str, tuple[float, ...]]:
     for kind in type(module).__mro__:
         name = _ROW_OF_MODULE.get(kind)
@@ -116,7 +122,7 @@ class Linear(torch.nn.Linear):
         # nn.Module.__getattr__ costs 0.2 us; a parametrized weight is not among the parameters.
         weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401  (it is slow)
         bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
-        slope = self.activation.weight if fused.name == "prelu" else None
+        slope = slope_of(self._modules["activation"]) if fused.name == "prelu" else None
         if is_dynamo_compiling():
             return torch.ops.fastact.linear(
                 input, weight, bias, fused.name, fused.parameters, slope
