@@ -28,8 +28,10 @@ constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24; 
 constexpr int64_t kParallelWork = int64_t{1} << 19;
 
 // Elements of rows whose columns are summed while they lie in the second-level cache: 128 KiB of
-// float32 numbers and what they are formed from.
+// float32 numbers and what they are formed from. At least so many rows that their sums take little
+// memory beside them.
 constexpr int64_t kSummedTogether = 1 << 15;
+constexpr int64_t kLeastRowsSummed = 8;
 
 // Bytes of an element, and of one in a tile.
 int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
@@ -280,7 +282,7 @@ void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* su
   const int64_t row_bytes = n * size_of(dtype);
   const int64_t sums_bytes = n * compute_size_of(dtype);
   // Blocks of a size that n alone decides: a sum's bits do not depend on the number of threads.
-  const int64_t height = std::max<int64_t>(kSummedTogether / std::max<int64_t>(n, 1), 1);
+  const int64_t height = std::max(kSummedTogether / std::max<int64_t>(n, 1), kLeastRowsSummed);
   const int64_t blocks = ceil_div(m, height);
   const auto add_block = [&](int64_t block, char* to) {
     const int64_t row = block * height;

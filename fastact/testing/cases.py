@@ -247,7 +247,7 @@ def _gated(name: str, reference: Callable[..., Tensor], module: str = "") -> Act
 
 def _halves(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     def gate(x: Tensor, dim: int = -1) -> Tensor:
-        return product(*x.chunk(2, dim)).contiguous()
+        return product(*x.chunk(2, dim))
 
     return gate
 
