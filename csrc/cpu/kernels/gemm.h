@@ -221,7 +221,8 @@ int64_t gemm_units(int64_t k) {
 constexpr int64_t kPackedTogether = 64;
 
 // The processor does not see that the rows of one panel follow each other: they are asked for this
-// many units ahead.
+// many units ahead. The input's gradient at 128x1024x4096 in bfloat16 takes 1.4 to 1.6 ms with
+// it, 1.8 without (2 threads, Zen 5).
 constexpr int64_t kUnitsAhead = 16;
 
 // Columns of one panel from `column` on: those of b past the n-th are 0.

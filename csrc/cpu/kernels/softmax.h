@@ -35,6 +35,15 @@ struct Behind {
 template <class C, int N>
 alignas(64) constexpr Behind<C, N> kBehind;
 
+template <class V, class T>
+FASTACT_FN V load_group(const T* p, int count) {
+  return count == V::size ? V::load(p) : V::load(p, count);
+}
+template <class V, class T>
+FASTACT_FN void store_group(V v, T* p, int count) {
+  count == V::size ? v.store(p) : v.store(p, count);
+}
+
 // What stands between x and the exponent z.
 enum class Scores { kPlain, kScaled, kMasked, kSelected };
 
@@ -42,18 +51,15 @@ enum class Scores { kPlain, kScaled, kMasked, kSelected };
 template <Scores kScores, class V, class T>
 FASTACT_FN V scores(const T* x, const T* mask, V scale, int count) {
   using C = typename V::scalar;
-  const auto load = [&](const T* p) FASTACT_LAMBDA {
-    return count == V::size ? V::load(p) : V::load(p, count);
-  };
-  const V v = load(x);
+  const V v = load_group<V>(x, count);
   if constexpr (kScores == Scores::kPlain) {
     return v;
   } else if constexpr (kScores == Scores::kScaled) {
     return v * scale;
   } else if constexpr (kScores == Scores::kMasked) {
-    return fma(v, scale, load(mask));
+    return fma(v, scale, load_group<V>(mask, count));
   } else {
-    const V m = load(mask);
+    const V m = load_group<V>(mask, count);
     return select(m < V(C(0)), m, v * scale);
   }
 }
@@ -81,15 +87,6 @@ FASTACT_FN void for_each_group(int64_t n, const F& f) {
     default:
       return;
   }
-}
-
-template <class V, class T>
-FASTACT_FN V load_group(const T* p, int count) {
-  return count == V::size ? V::load(p) : V::load(p, count);
-}
-template <class V, class T>
-FASTACT_FN void store_group(V v, T* p, int count) {
-  count == V::size ? v.store(p) : v.store(p, count);
 }
 
 // The first registers of `all`, each taken together with one of `some`.
@@ -391,35 +388,35 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
     T* y = static_cast<T*>(y_) + first;
     const int64_t width = columns - first < tile ? columns - first : tile;
     const int64_t row = (width + V::size - 1) / V::size * V::size;  // of scratch
-    alignas(64) C of_column[kTileColumns];  // the maximum, then what the exponential is divided by
+    alignas(64) C of_column[kTileColumns];  // the maximum, then the sum's inverse or logarithm
     alignas(64) C sums[kTileColumns];
     for (int64_t i = 0; i < row; i += V::size) {
       V(negative_infinity<C>()).store(of_column + i);
       V(C(0)).store(sums + i);
     }
-    for_each_row_group<V>(
-        a.length, width, [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
-          V top = V::load(of_column + i);
-          FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
-            const T* p = x + (d + k) * stride + i;
-            const V z = (count == V::size ? V::load(p) : V::load(p, count)) * scale;
-            top = max(top, z);
-          }
-          top.store(of_column + i);
-        });
-    for_each_row_group<V>(
-        a.length, width, [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
-          const V top = V::load(of_column + i);
-          V sum = V::load(sums + i);
-          FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
-            const T* p = x + (d + k) * stride + i;
-            const V z = (count == V::size ? V::load(p) : V::load(p, count)) * scale - top;
-            const V e = exp(z);
-            sum = sum + e;
-            (a.log ? z : e).store(scratch + (d + k) * row + i);
-          }
-          sum.store(sums + i);
-        });
+    for_each_row_group<V>(a.length, width,
+                          [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
+                            V top = V::load(of_column + i);
+                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                              const T* p = x + (d + k) * stride + i;
+                              const V z = load_group<V>(p, count) * scale;
+                              top = max(top, z);
+                            }
+                            top.store(of_column + i);
+                          });
+    for_each_row_group<V>(a.length, width,
+                          [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
+                            const V top = V::load(of_column + i);
+                            V sum = V::load(sums + i);
+                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                              const T* p = x + (d + k) * stride + i;
+                              const V z = load_group<V>(p, count) * scale - top;
+                              const V e = exp(z);
+                              sum = sum + e;
+                              (a.log ? z : e).store(scratch + (d + k) * row + i);
+                            }
+                            sum.store(sums + i);
+                          });
     for (int64_t i = 0; i < row; i += V::size) {
       const V sum = V::load(sums + i);
       (a.log ? log1p(sum - V(C(1))) : V(C(1)) / sum).store(of_column + i);  // sum >= exp(0)
@@ -431,7 +428,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
                               const V v = V::load(scratch + (d + k) * row + i);
                               const V r = a.log ? v - t : v * t;
                               T* p = y + (d + k) * stride + i;
-                              count == V::size ? r.store(p) : r.store(p, count);
+                              store_group(r, p, count);
                             }
                           });
   }
@@ -493,28 +490,28 @@ void softmax_columns_backward(const void* grad_, const void* y_, void* dx_, int6
     T* dx = static_cast<T*>(dx_) + first;
     const int64_t width = columns - first < tile ? columns - first : tile;
     alignas(64) C sums[kTileColumns] = {};
-    for_each_row_group<V>(
-        a.length, width, [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
-          V sum = V::load(sums + i);
-          FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
-            const int64_t at = (d + k) * stride + i;
-            const V g = count == V::size ? V::load(grad + at) : V::load(grad + at, count);
-            const V v = count == V::size ? V::load(y + at) : V::load(y + at, count);
-            sum = a.log ? sum + g : fma(g, v, sum);
-          }
-          sum.store(sums + i);
-        });
-    for_each_row_group<V>(
-        a.length, width, [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
-          const V sum = V::load(sums + i);
-          FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
-            const int64_t at = (d + k) * stride + i;
-            const V g = count == V::size ? V::load(grad + at) : V::load(grad + at, count);
-            const V v = count == V::size ? V::load(y + at) : V::load(y + at, count);
-            const V r = softmax_gradient(g, v, sum, scale, a.log);
-            count == V::size ? r.store(dx + at) : r.store(dx + at, count);
-          }
-        });
+    for_each_row_group<V>(a.length, width,
+                          [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
+                            V sum = V::load(sums + i);
+                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                              const int64_t at = (d + k) * stride + i;
+                              const V g = load_group<V>(grad + at, count);
+                              const V v = load_group<V>(y + at, count);
+                              sum = a.log ? sum + g : fma(g, v, sum);
+                            }
+                            sum.store(sums + i);
+                          });
+    for_each_row_group<V>(a.length, width,
+                          [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
+                            const V sum = V::load(sums + i);
+                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                              const int64_t at = (d + k) * stride + i;
+                              const V g = load_group<V>(grad + at, count);
+                              const V v = load_group<V>(y + at, count);
+                              const V r = softmax_gradient(g, v, sum, scale, a.log);
+                              store_group(r, dx + at, count);
+                            }
+                          });
   }
 }
 

@@ -71,11 +71,6 @@ struct Vec<float> {
   FASTACT_FN void store(Half* p) const { _mm_storeu_si128(cast(p), half()); }
   FASTACT_FN void store(Half* p, int n) const { store_some(p, half(), n); }
 
-  // Past the caches; p is aligned to the bytes written.
-  FASTACT_FN void stream(float* p) const { _mm256_stream_ps(p, v); }
-  FASTACT_FN void stream(BFloat16* p) const { _mm_stream_si128(cast(p), bfloat16()); }
-  FASTACT_FN void stream(Half* p) const { _mm_stream_si128(cast(p), half()); }
-
  private:
   static FASTACT_FN __m256i first(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -132,7 +127,6 @@ struct Vec<double> {
   static FASTACT_FN Vec load(const double* p, int n) { return _mm256_maskload_pd(p, first(n)); }
   FASTACT_FN void store(double* p) const { _mm256_storeu_pd(p, v); }
   FASTACT_FN void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
-  FASTACT_FN void stream(double* p) const { _mm256_stream_pd(p, v); }
 
  private:
   static FASTACT_FN __m256i first(int n) {

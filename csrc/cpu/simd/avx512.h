@@ -79,11 +79,6 @@ struct Vec<float> {
   FASTACT_FN void store(Half* p) const { _mm256_storeu_si256(cast(p), half()); }
   FASTACT_FN void store(Half* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), half()); }
 
-  // Past the caches; p is aligned to the bytes written.
-  FASTACT_FN void stream(float* p) const { _mm512_stream_ps(p, v); }
-  FASTACT_FN void stream(BFloat16* p) const { _mm256_stream_si256(cast(p), bfloat16()); }
-  FASTACT_FN void stream(Half* p) const { _mm256_stream_si256(cast(p), half()); }
-
  private:
   static FASTACT_FN __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1); }
   static FASTACT_FN const __m256i* cast(const void* p) { return static_cast<const __m256i*>(p); }
@@ -129,7 +124,6 @@ struct Vec<double> {
   static FASTACT_FN Vec load(const double* p, int n) { return _mm512_maskz_loadu_pd(first(n), p); }
   FASTACT_FN void store(double* p) const { _mm512_storeu_pd(p, v); }
   FASTACT_FN void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
-  FASTACT_FN void stream(double* p) const { _mm512_stream_pd(p, v); }
 
  private:
   static FASTACT_FN __mmask8 first(int n) { return static_cast<__mmask8>((1u << n) - 1); }

@@ -75,10 +75,6 @@ struct Pack {
   FASTACT_FN void store(T* p, int n) const {
     FASTACT_UNROLL for (int u = 0; u < U; ++u) part[u].store(p + u * V::size, count(n, u));
   }
-  template <class T>
-  FASTACT_FN void stream(T* p) const {
-    FASTACT_UNROLL for (int u = 0; u < U; ++u) part[u].stream(p + u * V::size);
-  }
 
  private:
   // How many of the first n lanes lie in vector u.

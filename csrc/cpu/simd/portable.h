@@ -92,12 +92,6 @@ struct Vec<float> {
   FASTACT_FN void store(Half* p) const { store_all(p, half()); }
   FASTACT_FN void store(Half* p, int n) const { store_some(p, half(), n); }
 
-  // A store past the caches has no portable spelling.
-  template <class T>
-  FASTACT_FN void stream(T* p) const {
-    store(p);
-  }
-
  private:
   template <class L>
   static FASTACT_FN L load_all(const void* p) {
@@ -185,7 +179,6 @@ struct Vec<double> {
     if (n > 0) p[0] = v[0];
     if (n > 1) p[1] = v[1];
   }
-  FASTACT_FN void stream(double* p) const { store(p); }
 };
 
 // What float and double spell alike. T: the lane; I: the integer vector of that size.
