@@ -131,9 +131,13 @@ struct Work {
         do {
           const int64_t own_units = std::min(step, units - first);
           const auto [b, b_bytes] = panel(k % count, first, own_units, memory);
+          const bool stored = !transposed && first + own_units == units;
           g.tile({static_cast<const char*>(a) + row * row_bytes + first * g.unit_bytes, row_bytes,
                   b, b_bytes, own_units, tile_rows, tile_columns, bias, transposed,
-                  /*accumulate=*/first > 0, tile});
+                  /*accumulate=*/first > 0, tile,
+                  stored ? static_cast<const char*>(p.c) + (row * p.c_stride + column) * size
+                         : nullptr,
+                  p.c_stride * size});
           first += own_units;
         } while (first < units);
         finish(tile, g.panel, tile_rows, tile_columns, row, column, transposed);

@@ -93,6 +93,10 @@ struct GemmTile {
   bool bias_per_row;
   bool accumulate;
   void* c;
+  // Where rows of the dtype are to be stored afterwards, `stored_bytes` apart, or null: fetched
+  // meanwhile.
+  const void* stored;
+  int64_t stored_bytes;
 };
 
 // Up to kMaxGemmRows rows of x by `columns` rows of w, along k, as they lie. Strides in elements; c
