@@ -203,21 +203,21 @@ PyObject* masked_softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None), and
-// linear_packed, where `packed` comes after the input.
+// linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None,
+// residual or None), and linear_packed, where `packed` comes after the input.
 template <bool packed>
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   constexpr const char* name = packed ? "linear_packed" : "linear";
-  constexpr Py_ssize_t kCount = packed ? 7 : 6;
-  PyObject* const* rest = args + (packed ? 2 : 1);  // weight, bias, activation, parameters, slope
+  constexpr Py_ssize_t kCount = packed ? 8 : 7;
+  PyObject* const* rest = args + (packed ? 2 : 1);  // from weight on
   const auto plain_or_none = [](PyObject* object) { return object == Py_None || is_plain(object); };
   c10::SmallVector<double, 4> parameters;
   const auto parse = [&] {
     if (count != kCount || !is_plain(args[0]) || (packed && !is_plain(args[1])) ||
         !is_plain(rest[0]) || !plain_or_none(rest[1]) ||
         !(rest[2] == Py_None || PyUnicode_CheckExact(rest[2])) || !PyTuple_CheckExact(rest[3]) ||
-        !plain_or_none(rest[4]) || !no_function_mode()) {
+        !plain_or_none(rest[4]) || !plain_or_none(rest[5]) || !no_function_mode()) {
       return false;
     }
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(rest[3]); ++i) {
@@ -247,14 +247,15 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const Tensor& weight = THPVariable_Unpack(rest[0]);
   const OptionalTensor bias = optional_tensor(rest[1]);
   const OptionalTensor slope = optional_tensor(rest[4]);
+  const OptionalTensor residual = optional_tensor(rest[5]);
   return THPVariable_Wrap(run(name, weight, [&] {
     if constexpr (packed) {
       static const auto handle = find_operator<LinearPackedSchema>(name);
       return handle.call(input, THPVariable_Unpack(args[1]), weight, bias, activation, parameters,
-                         slope);
+                         slope, residual);
     } else {
       static const auto handle = find_operator<LinearSchema>(name);
-      return handle.call(input, weight, bias, activation, parameters, slope);
+      return handle.call(input, weight, bias, activation, parameters, slope, residual);
     }
   }));
   END_HANDLE_TH_ERRORS

@@ -23,6 +23,13 @@ class Epilogue {
   const Activation* activation() const { return activation_; }
   const double* parameters() const { return parameters_.data(); }
   const Tensor& slope() const { return slope_; }
+  // softmax(scale * z, dim) or its logarithm; only where it is one of them.
+  struct Softmax {
+    int64_t dim;
+    double scale;
+    bool log;
+  };
+  Softmax softmax() const { return {dim_, scale_, kind_ == Kind::kLogSoftmax}; }
 
   // Which tensor backward() reads: the output, or the value before the activation.
   bool saves_output() const;

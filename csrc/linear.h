@@ -20,7 +20,7 @@ inline bool is_defined(const OptionalTensor& t) { return t && t->defined(); }
 using ActivationName = std::optional<c10::string_view>;
 using LinearSchema = Tensor(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                             ActivationName activation, at::ArrayRef<double> parameters,
-                            const OptionalTensor& slope);
+                            const OptionalTensor& slope, const OptionalTensor& residual);
 // The output, and the value before the activation.
 using LinearTrainingSchema = std::tuple<Tensor, Tensor>(const Tensor& input, const Tensor& weight,
                                                         const OptionalTensor& bias,
@@ -29,17 +29,26 @@ using LinearTrainingSchema = std::tuple<Tensor, Tensor>(const Tensor& input, con
                                                         const OptionalTensor& slope);
 using LinearPackedSchema = Tensor(const Tensor& input, const Tensor& packed, const Tensor& weight,
                                   const OptionalTensor& bias, ActivationName activation,
-                                  at::ArrayRef<double> parameters, const OptionalTensor& slope);
-// The gradients of input, weight, bias and slope; empty where the mask is false. `saved` is the
-// output or the value before the activation (Epilogue::saves_output), none without an activation.
-using LinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using LinearBackwardSchema = LinearGradients(
-    const Tensor& grad, const OptionalTensor& saved, const OptionalTensor& input,
-    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& slope,
-    ActivationName activation, at::ArrayRef<double> parameters, std::array<bool, 4> mask);
+                                  at::ArrayRef<double> parameters, const OptionalTensor& slope,
+                                  const OptionalTensor& residual);
+// The gradients of input, weight, bias, slope and residual; empty where the mask is false. `saved`
+// is the output or the value before the activation (Epilogue::saves_output), none without an
+// activation.
+using LinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using LinearMask = std::array<bool, std::tuple_size_v<LinearGradients>>;
+using LinearBackwardSchema = LinearGradients(const Tensor& grad, const OptionalTensor& saved,
+                                             const OptionalTensor& input,
+                                             const OptionalTensor& weight,
+                                             const OptionalTensor& bias,
+                                             const OptionalTensor& slope, ActivationName activation,
+                                             at::ArrayRef<double> parameters, LinearMask mask);
 
 // Raises what torch.nn.functional.linear raises.
 void check_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
+
+// Whether a residual has the dtype and the shape of the product, so that it can be added to its
+// tiles. Others are promoted and broadcast, as PyTorch's + does it.
+bool fits_output(const Tensor& residual, const Tensor& input, const Tensor& weight);
 
 // Below autograd, on any backend.
 LinearTrainingSchema compose_linear_training;

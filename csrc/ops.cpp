@@ -60,28 +60,30 @@ TORCH_LIBRARY(fastact, m) {
       "masked_softmax(Tensor self, Tensor? mask=None, int dim=-1, float scale=1., "
       "bool is_causal=False) -> Tensor");
 
-  // activation(input @ weight.T + bias). `activation` is a registry name, `params` its parameters
-  // in the registry's order (empty: the defaults), `slope` the learnable tensor of "prelu".
+  // activation(input @ weight.T + bias + residual). `activation` is a registry name, `params` its
+  // parameters in the registry's order (empty: the defaults), `slope` the learnable tensor of
+  // "prelu".
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias=None, str? activation=None, "
-      "float[] params=[], Tensor? slope=None) -> Tensor");
+      "float[] params=[], Tensor? slope=None, Tensor? residual=None) -> Tensor");
   // Output, and the value before the activation, for activations whose backward reads that.
   m.def(
       "linear_training(Tensor input, Tensor weight, Tensor? bias, str? activation, float[] params, "
       "Tensor? slope) -> (Tensor, Tensor)");
-  // The gradients of input, weight, bias and slope, empty where `mask` is false. `saved` is the
-  // output or the value before the activation; each other tensor is there where a gradient needs
-  // it.
+  // The gradients of input, weight, bias, slope and residual, empty where `mask` is false. `saved`
+  // is the output or the value before the activation; each other tensor is there where a gradient
+  // needs it.
   m.def(
       "linear_backward(Tensor grad, Tensor? saved, Tensor? input, Tensor? weight, Tensor? bias, "
-      "Tensor? slope, str? activation, float[] params, bool[4] mask) -> "
-      "(Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? slope, str? activation, float[] params, bool[5] mask) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   // linear with a weight whose panels were packed before: `packed` is what pack_linear(weight)
   // returned in this process, and the caller answers for it still being that. Empty: not packed.
   m.def("pack_linear(Tensor weight) -> Tensor");
   m.def(
       "linear_packed(Tensor input, Tensor packed, Tensor weight, Tensor? bias=None, "
-      "str? activation=None, float[] params=[], Tensor? slope=None) -> Tensor");
+      "str? activation=None, float[] params=[], Tensor? slope=None, Tensor? residual=None) -> "
+      "Tensor");
   // The road of linear's product for these operands (cpu/gemm.h), or "aten".
   m.def("linear_road(Tensor input, Tensor weight, bool packed=False) -> str");
 

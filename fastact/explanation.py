@@ -284,8 +284,11 @@ class _Watch(TorchDispatchMode):
             road = torch.ops.fastact.linear_road(named["input"], named["weight"], use_packed)
             reasons.append(f"{road}: {_ROADS[road]}")
             activation = named.get("activation")
+            if named.get("residual") is not None:
+                reasons.append("residual on its tiles")
             if activation is not None and not inside:
-                reasons.append(f"{activation} on its tiles")
+                by_rows = activation in ("softmax", "log_softmax")
+                reasons.append(f"{activation} on its {'rows' if by_rows else 'tiles'}")
         if inside:
             reasons.append(f"with {', '.join(inside)}")
         return "fastact", "; ".join(reasons)
@@ -315,6 +318,9 @@ class _Watch(TorchDispatchMode):
                 return f"no kernel for a weight of {weight.dim()} dimension"
             if bias is not None and tuple(bias.shape) != (weight.shape[0],):
                 return f"no kernel for a bias of shape {list(bias.shape)}"
+            residual, input = tensors.get("residual"), tensors["input"]
+            if residual is not None and residual.shape != (*input.shape[:-1], weight.shape[0]):
+                return f"no kernel for a residual of shape {list(residual.shape)}"
             if slope is not None and slope.numel() > 1:
                 return "prelu's slopes lie along dimension 1, which is not the last"
         if caller == "fastact.ops":

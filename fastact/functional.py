@@ -374,9 +374,10 @@ def linear(
     activation: str | None = None,
     *,
     slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
     **params: Any,
 ) -> torch.Tensor:
-    """activation(input @ weight.T + bias).
+    """activation(input @ weight.T + bias + residual).
 
     Args:
         input: [..., in_features].
@@ -385,6 +386,8 @@ def linear(
         activation: a registry name ("relu", "leaky_relu", "gelu", "gelu_tanh", "prelu", "softmax",
             ...), or None.
         slope: the learnable weight of "prelu", [out_features] or one element.
+        residual: added before the activation, while the product is in cache where it has the
+            output's shape and dtype; others are broadcast and promoted as by ``+``.
         params: the activation's parameters by PyTorch's names, such as ``negative_slope=0.1``,
             ``approximate="tanh"`` with "gelu", ``dim=-1`` with "softmax".
 
@@ -413,8 +416,8 @@ def linear(
     else:
         values = _defaults[activation][1]
     if is_dynamo_compiling():
-        return torch.ops.fastact.linear(input, weight, bias, activation, values, slope)
-    return _C.linear(input, weight, bias, activation, values, slope)
+        return torch.ops.fastact.linear(input, weight, bias, activation, values, slope, residual)
+    return _C.linear(input, weight, bias, activation, values, slope, residual)
 
 
 __all__ = [

@@ -160,8 +160,9 @@ def _linear(
     activation: str | None = None,
     params: Any = (),
     slope: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Any:
-    dims = [*in_dims, *[None] * (6 - len(in_dims))]
+    dims = [*in_dims, *[None] * (7 - len(in_dims))]
     batch = info.batch_size
     x = _to_front(input, dims[0], batch)
     if dims[1] is None and dims[2] is None:
@@ -176,7 +177,15 @@ def _linear(
         if b is not None:
             z = z + b.reshape(batch, 1, -1)
         z = z.reshape(*x.shape[:-1], *w.shape[1:-1])
+    if residual is not None:
+        r = _to_front(residual, dims[6], batch)
+        z = _with_dims(z, r.dim()) + _with_dims(r, z.dim())
     return _activate(info, z, activation, params, slope, dims[5]), 0
+
+
+def _with_dims(x: Tensor, dims: int) -> Tensor:
+    """x with at least as many dimensions, new ones between the batch and its own."""
+    return x.reshape(x.shape[0], *[1] * (dims - x.dim()), *x.shape[1:])
 
 
 def _activate(
@@ -226,7 +235,8 @@ def _linear_backward(info: Any, in_dims: Any, *args: Any) -> Any:
         else none,
         rows.sum(1) if mask[2] else none,
         dslope if mask[3] else none,
-    ), (0, 0, 0, 0)
+        dz if mask[4] else none,
+    ), (0,) * 5
 
 
 def _linear_packed(info: Any, in_dims: Any, input: Tensor, packed: Tensor, *args: Any) -> Any:

@@ -133,7 +133,7 @@ def test_linear_in_training(fused):
     y, z = ops.linear_training(x, w, b, *activation)
     name, values, slope = activation
     saved = None if name is None else z if fused.learnable or name == "silu" else y
-    for mask in ((True, True, True, fused.learnable), (True, False, False, False)):
+    for mask in ((True, True, True, fused.learnable, True), (True, *[False] * 4)):
         arguments = (torch.randn_like(y), saved, x, w, b, slope, name, values, mask)
         opcheck(ops.linear_backward, arguments, test_utils=checks)
 

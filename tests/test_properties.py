@@ -250,10 +250,13 @@ def test_linear(data):
     bias = operand((outer,)) if data.draw(st.booleans()) else None
     note(f"{dtype} {tuple(x.shape)} {x.stride()} {weight.stride()}")
     slope = torch.linspace(-1, 1, outer, dtype=dtype) if fused.learnable else None
-    y = functional.linear(x, weight, bias, fused.name, slope=slope, **fused.parameters)
+    residual = operand((*rows, outer)) if data.draw(st.booleans()) else None
+    keywords = {"slope": slope, "residual": residual, **fused.parameters}
+    y = functional.linear(x, weight, bias, fused.name, **keywords)
 
     z = x.double() @ weight.double().t()
     z = z if bias is None else z + bias.double()
+    z = z if residual is None else z + residual.double()
     expected = torch.where(z > 0, z, z * slope.double()) if fused.learnable else fused.twin(z)
     assert y.shape == expected.shape
     assert y.dtype == dtype

@@ -1,5 +1,5 @@
 // Autocast: each operator follows its PyTorch twin on each device. Those not listed run in the
-// dtype they are given, as their twins do.
+// dtype they are given, as their twins do. So does the sum with linear's residual, which promotes.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -17,30 +17,31 @@ template <c10::DeviceType device>
 struct LowerPrecision {
   static Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        ActivationName activation, at::ArrayRef<double> parameters,
-                       const OptionalTensor& slope) {
+                       const OptionalTensor& slope, const OptionalTensor& residual) {
     static const auto handle = find_operator<LinearSchema>("linear");
     c10::impl::ExcludeDispatchKeyGuard guard(
         at::autocast::get_autocast_dispatch_key_from_device_type(device));
     const auto dtype = get_lower_precision_fp_from_device_type(device);
     return handle.call(cached_cast(dtype, input, device), cached_cast(dtype, weight, device),
                        cached_cast(dtype, bias, device), activation, parameters,
-                       cached_cast(dtype, slope, device));
+                       cached_cast(dtype, slope, device), residual);
   }
 
   // The packed weight has a dtype of its own: where that is another one, the plain weight is cast.
   static Tensor linear_packed(const Tensor& input, const Tensor& packed, const Tensor& weight,
                               const OptionalTensor& bias, ActivationName activation,
-                              at::ArrayRef<double> parameters, const OptionalTensor& slope) {
+                              at::ArrayRef<double> parameters, const OptionalTensor& slope,
+                              const OptionalTensor& residual) {
     const auto dtype = get_lower_precision_fp_from_device_type(device);
     if (weight.scalar_type() != dtype) {
-      return linear(input, weight, bias, activation, parameters, slope);
+      return linear(input, weight, bias, activation, parameters, slope, residual);
     }
     static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
     c10::impl::ExcludeDispatchKeyGuard guard(
         at::autocast::get_autocast_dispatch_key_from_device_type(device));
     return handle.call(cached_cast(dtype, input, device), packed, weight,
                        cached_cast(dtype, bias, device), activation, parameters,
-                       cached_cast(dtype, slope, device));
+                       cached_cast(dtype, slope, device), residual);
   }
 
   static Tensor prelu(const Tensor& self, const Tensor& weight) {

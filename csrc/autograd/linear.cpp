@@ -2,6 +2,7 @@
 // matrix product is ATen's and the activation runs in its output.
 #include "linear.h"
 
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
@@ -30,6 +31,10 @@ OptionalTensor none_if_undefined(Tensor t) {
   return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
 }
 
+Tensor with_residual(const Tensor& product, const Tensor& residual) {
+  return residual.defined() ? at::add(product, residual) : product;
+}
+
 struct LinearBackward final : torch::autograd::TraceableFunction {
   std::optional<std::string> activation;
   std::vector<double> parameters;
@@ -56,12 +61,18 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
 
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    variable_list result(4);
+    variable_list result(std::tuple_size_v<LinearGradients>);
     if (!grads[0].defined()) {
       return result;
     }
-    const std::array<bool, 4> mask{task_should_compute_output(0), task_should_compute_output(1),
-                                   task_should_compute_output(2), task_should_compute_output(3)};
+    LinearMask mask;
+    for (std::size_t i = 0; i < mask.size(); ++i) {
+      mask[i] = task_should_compute_output(i);
+    }
+    if (!activation && mask[4]) {
+      result[4] = grads[0];  // which an operator may not return
+      mask[4] = false;
+    }
     static const auto handle = find_operator<LinearBackwardSchema>("linear_backward");
     const auto gradients = handle.call(
         grads[0], none_if_undefined(saved.unpack(getptr())), none_if_undefined(input.unpack()),
@@ -76,6 +87,7 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
     take(1, std::get<1>(gradients));
     take(2, std::get<2>(gradients));
     take(3, std::get<3>(gradients));
+    take(4, std::get<4>(gradients));
     return result;
   }
 
@@ -101,12 +113,14 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
 
 Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight,
                        const OptionalTensor& bias_, ActivationName activation,
-                       at::ArrayRef<double> parameters, const OptionalTensor& slope_) {
+                       at::ArrayRef<double> parameters, const OptionalTensor& slope_,
+                       const OptionalTensor& residual_) {
   const Tensor& bias = value_or_undefined(bias_);
   const Tensor& slope = value_or_undefined(slope_);
-  const bool needs_grad = compute_requires_grad(input, weight, bias, slope);
+  const Tensor& residual = value_or_undefined(residual_);
+  const bool needs_grad = compute_requires_grad(input, weight, bias, slope, residual);
   const bool composed =
-      is_dual(input) || is_dual(weight) || is_dual(bias) || is_dual(slope) ||
+      is_dual(input) || is_dual(weight) || is_dual(bias) || is_dual(slope) || is_dual(residual) ||
       input.layout() != at::kStrided || weight.layout() != at::kStrided || input.is_nested() ||
       (needs_grad && bias.defined() &&
        (bias.dim() != 1 || bias.sym_size(0) != weight.sym_size(0))) ||
@@ -114,27 +128,34 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
   if (C10_UNLIKELY(composed)) {
     check_linear(input, weight, bias_);
     const Epilogue epilogue("linear", activation, parameters, slope_);
-    return epilogue.compose(at::linear(input, weight, bias_));
+    return epilogue.compose(with_residual(at::linear(input, weight, bias_), residual));
   }
   if (!needs_grad) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return linear_operator<LinearSchema>("linear").redispatch(
-        keys & c10::after_autograd_keyset, input, weight, bias_, activation, parameters, slope_);
+    return linear_operator<LinearSchema>("linear").redispatch(keys & c10::after_autograd_keyset,
+                                                              input, weight, bias_, activation,
+                                                              parameters, slope_, residual_);
   }
   const Epilogue epilogue("linear", activation, parameters, slope_);
-  const bool saves_before = !epilogue.is_identity() && !epilogue.saves_output();
-  if (saves_before && !(weight.requires_grad() && input.requires_grad())) {
-    // For higher orders one node would have to keep the input and the weight, of which PyTorch
-    // keeps only one here.
-    return epilogue.apply(linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}));
+  if (residual.defined() && !fits_output(residual, input, weight)) {
+    return epilogue.apply(with_residual(
+        linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}, {}), residual));
   }
-  const auto node = make_node<LinearBackward>(input, weight, bias, slope);
+  const bool saves_before = !epilogue.is_identity() && !epilogue.saves_output();
+  if (saves_before && (residual.defined() || !(weight.requires_grad() && input.requires_grad()))) {
+    // For higher orders one node would have to keep the residual, and the input and the weight, of
+    // which PyTorch keeps only one here.
+    return epilogue.apply(
+        linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}, residual_));
+  }
+  const auto node = make_node<LinearBackward>(input, weight, bias, slope, residual);
   Tensor before;
   Tensor result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     if (!saves_before) {
-      return linear_operator<LinearSchema>("linear").redispatch(
-          keys & c10::after_autograd_keyset, input, weight, bias_, activation, parameters, slope_);
+      return linear_operator<LinearSchema>("linear").redispatch(keys & c10::after_autograd_keyset,
+                                                                input, weight, bias_, activation,
+                                                                parameters, slope_, residual_);
     }
     static const auto handle = find_operator<LinearTrainingSchema>("linear_training");
     auto [output, z] = handle.redispatch(keys & c10::after_autograd_keyset, input, weight, bias_,
@@ -169,7 +190,7 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
 // differentiable operators, so that every higher order follows.
 LinearGradients linear_gradients(const Epilogue& epilogue, const Tensor& grad, const Tensor& saved,
                                  const OptionalTensor& input, const OptionalTensor& weight,
-                                 const std::array<bool, 4>& mask) {
+                                 const LinearMask& mask) {
   const auto [dz, dslope] = epilogue.backward(grad, saved);
   const auto as_matrix = [](const Tensor& t) {
     if (t.dim() == 2) {
@@ -184,15 +205,17 @@ LinearGradients linear_gradients(const Epilogue& epilogue, const Tensor& grad, c
   const auto none = [&] { return at::empty({0}, grad.options()); };
   return {mask[0] ? at::matmul(dz, *weight) : none(),
           mask[1] ? at::mm(as_matrix(dz).t(), as_matrix(*input)) : none(),
-          mask[2] ? as_matrix(dz).sum(0) : none(), mask[3] ? dslope : none()};
+          mask[2] ? as_matrix(dz).sum(0) : none(), mask[3] ? dslope : none(),
+          !mask[4]                 ? none()
+          : epilogue.is_identity() ? dz.clone()
+                                   : dz};
 }
 
 LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
                                          const OptionalTensor& saved, const OptionalTensor& input,
                                          const OptionalTensor& weight, const OptionalTensor& bias,
                                          const OptionalTensor& slope, ActivationName activation,
-                                         at::ArrayRef<double> parameters,
-                                         std::array<bool, 4> mask) {
+                                         at::ArrayRef<double> parameters, LinearMask mask) {
   const auto each = {&value_or_undefined(saved),  &value_or_undefined(input),
                      &value_or_undefined(weight), &value_or_undefined(bias),
                      &value_or_undefined(slope),  &grad};
@@ -224,7 +247,7 @@ std::tuple<Tensor, Tensor> linear_training_autograd(
   if (is_forward_mode || std::any_of(each.begin(), each.end(), differentiated)) {
     const Epilogue epilogue("linear", activation, parameters, slope);
     const Tensor z = linear_operator<LinearSchema>("linear").call(input, weight, bias, std::nullopt,
-                                                                  {}, std::nullopt);
+                                                                  {}, std::nullopt, std::nullopt);
     return {is_forward_mode ? epilogue.compose(z) : epilogue.apply(z), z};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -237,23 +260,24 @@ std::tuple<Tensor, Tensor> linear_training_autograd(
 Tensor linear_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& packed,
                               const Tensor& weight, const OptionalTensor& bias,
                               ActivationName activation, at::ArrayRef<double> parameters,
-                              const OptionalTensor& slope) {
+                              const OptionalTensor& slope, const OptionalTensor& residual) {
   const Tensor& b = value_or_undefined(bias);
   const Tensor& s = value_or_undefined(slope);
-  if (compute_requires_grad(input, weight, b, s) || is_dual(input) || is_dual(weight) ||
-      is_dual(b) || is_dual(s)) {
+  const Tensor& r = value_or_undefined(residual);
+  if (compute_requires_grad(input, weight, b, s, r) || is_dual(input) || is_dual(weight) ||
+      is_dual(b) || is_dual(s) || is_dual(r)) {
     return linear_operator<LinearSchema>("linear").call(input, weight, bias, activation, parameters,
-                                                        slope);
+                                                        slope, residual);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
   return handle.redispatch(keys & c10::after_autograd_keyset, input, packed, weight, bias,
-                           activation, parameters, slope);
+                           activation, parameters, slope, residual);
 }
 
 Tensor linear_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                    ActivationName activation, at::ArrayRef<double> parameters,
-                   const OptionalTensor& slope) {
+                   const OptionalTensor& slope, const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
   c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
@@ -261,7 +285,8 @@ Tensor linear_meta(const Tensor& input, const Tensor& weight, const OptionalTens
   if (weight.dim() == 2) {
     sizes.push_back(weight.sym_size(0));
   }
-  return epilogue.apply_in_place(at::empty_symint(sizes, input.options()));
+  return epilogue.apply_in_place(
+      with_residual(at::empty_symint(sizes, input.options()), value_or_undefined(residual)));
 }
 
 std::tuple<Tensor, Tensor> linear_training_meta(const Tensor& input, const Tensor& weight,
@@ -269,7 +294,8 @@ std::tuple<Tensor, Tensor> linear_training_meta(const Tensor& input, const Tenso
                                                 ActivationName activation,
                                                 at::ArrayRef<double> parameters,
                                                 const OptionalTensor& slope) {
-  const Tensor output = linear_meta(input, weight, bias, activation, parameters, slope);
+  const Tensor output =
+      linear_meta(input, weight, bias, activation, parameters, slope, std::nullopt);
   return {output, at::empty_symint(output.sym_sizes(), output.options())};
 }
 
@@ -277,8 +303,7 @@ std::tuple<Tensor, Tensor> linear_training_meta(const Tensor& input, const Tenso
 LinearGradients linear_backward_meta(const Tensor& grad, const OptionalTensor& saved,
                                      const OptionalTensor& input, const OptionalTensor& weight,
                                      const OptionalTensor&, const OptionalTensor& slope,
-                                     ActivationName, at::ArrayRef<double>,
-                                     std::array<bool, 4> mask) {
+                                     ActivationName, at::ArrayRef<double>, LinearMask mask) {
   const auto make = [&](bool wanted, c10::SymIntArrayRef sizes) {
     return wanted ? at::empty_symint(sizes, grad.options()) : at::empty({0}, grad.options());
   };
@@ -292,7 +317,8 @@ LinearGradients linear_backward_meta(const Tensor& grad, const OptionalTensor& s
     weight_sizes[1] = input->sym_size(-1);
   }
   return {make(mask[0], input_sizes), make(mask[1], weight_sizes), make(mask[2], {dz.sym_size(-1)}),
-          make(mask[3], mask[3] ? slope->sym_sizes() : dz.sym_sizes())};
+          make(mask[3], mask[3] ? slope->sym_sizes() : dz.sym_sizes()),
+          make(mask[4], dz.sym_sizes())};
 }
 
 Tensor compose_pack_linear(const Tensor& weight) {
@@ -301,14 +327,16 @@ Tensor compose_pack_linear(const Tensor& weight) {
 
 Tensor linear_packed_meta(const Tensor& input, const Tensor&, const Tensor& weight,
                           const OptionalTensor& bias, ActivationName activation,
-                          at::ArrayRef<double> parameters, const OptionalTensor& slope) {
-  return linear_meta(input, weight, bias, activation, parameters, slope);
+                          at::ArrayRef<double> parameters, const OptionalTensor& slope,
+                          const OptionalTensor& residual) {
+  return linear_meta(input, weight, bias, activation, parameters, slope, residual);
 }
 
 Tensor compose_linear_packed(const Tensor& input, const Tensor&, const Tensor& weight,
                              const OptionalTensor& bias, ActivationName activation,
-                             at::ArrayRef<double> parameters, const OptionalTensor& slope) {
-  return compose_linear(input, weight, bias, activation, parameters, slope);
+                             at::ArrayRef<double> parameters, const OptionalTensor& slope,
+                             const OptionalTensor& residual) {
+  return compose_linear(input, weight, bias, activation, parameters, slope, residual);
 }
 
 }  // namespace
@@ -342,10 +370,25 @@ void check_linear(const Tensor& input, const Tensor& weight, const OptionalTenso
 
 Tensor compose_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                       ActivationName activation, at::ArrayRef<double> parameters,
-                      const OptionalTensor& slope) {
+                      const OptionalTensor& slope, const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  return epilogue.apply_in_place(at::linear(input, weight, bias).contiguous());
+  return epilogue.apply_in_place(
+      with_residual(at::linear(input, weight, bias).contiguous(), value_or_undefined(residual)));
+}
+
+bool fits_output(const Tensor& residual, const Tensor& input, const Tensor& weight) {
+  const int64_t dim = input.dim();
+  if (residual.scalar_type() != input.scalar_type() || residual.dim() != dim || weight.dim() != 2 ||
+      residual.layout() != at::kStrided || residual.sym_size(-1) != weight.sym_size(0)) {
+    return false;
+  }
+  for (int64_t i = 0; i < dim - 1; ++i) {
+    if (residual.sym_size(i) != input.sym_size(i)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 std::tuple<Tensor, Tensor> compose_linear_training(const Tensor& input, const Tensor& weight,
@@ -363,7 +406,7 @@ LinearGradients compose_linear_backward(const Tensor& grad, const OptionalTensor
                                         const OptionalTensor& input, const OptionalTensor& weight,
                                         const OptionalTensor&, const OptionalTensor& slope,
                                         ActivationName activation, at::ArrayRef<double> parameters,
-                                        std::array<bool, 4> mask) {
+                                        LinearMask mask) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   return linear_gradients(epilogue, grad, value_or_undefined(saved), input, weight, mask);
 }

@@ -7,6 +7,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/softmax_rows.h"
 
 namespace fastact {
 namespace {
@@ -36,6 +37,11 @@ constexpr int64_t kLeastRowsSummed = 8;
 // Bytes of an element, and of one in a tile.
 int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 int64_t compute_size_of(Dtype dtype) { return std::max<int64_t>(size_of(dtype), 4); }
+
+// Those of the compute type.
+const GemmKernels& compute_kernels(Dtype dtype) {
+  return kernels().gemm[dtype == kFloat64 ? kFloat64 : kFloat32];
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -75,16 +81,29 @@ struct Work {
     return std::min(most, ceil_div(ceil_div(rows, blocks), 6) * 6);
   }
 
+  // Whether a thread computes all columns of its rows of c, so that it can finish them while they
+  // are in its cache: where there are rows enough, since each block of them reads all of b.
+  bool completes_rows(int64_t rows, bool transposed) const {
+    return p.epilogue.softmax && !transposed && rows > kTileRows;
+  }
+
   // The epilogue of a tile whose first element is c[row][column], or, transposed, whose rows are
   // columns of c.
   void finish(char* tile, int64_t tile_stride, int64_t rows, int64_t columns, int64_t row,
               int64_t column, bool transposed) const {
     const GemmEpilogue& e = p.epilogue;
+    const int64_t place =
+        (transposed ? column * p.c_stride + row : row * p.c_stride + column) * size;
+    if (e.residual && transposed) {
+      return finish_turned(tile, tile_stride, rows, columns, row, column);
+    }
+    if (e.residual) {
+      g.add_to_tile(static_cast<const char*>(e.residual) + place, p.c_stride, rows, columns, tile,
+                    tile_stride);
+    }
     const auto store = [&](void* to) {
-      char* first = static_cast<char*>(to) +
-                    (transposed ? column * p.c_stride + row : row * p.c_stride + column) * size;
-      (transposed ? g.store_transposed : g.store_rows)(tile, tile_stride, rows, columns, first,
-                                                       p.c_stride);
+      (transposed ? g.store_transposed : g.store_rows)(tile, tile_stride, rows, columns,
+                                                       static_cast<char*>(to) + place, p.c_stride);
     };
     if (e.before) {
       store(e.before);
@@ -106,6 +125,20 @@ struct Work {
     store(p.c);
   }
 
+  // Not inlined: every tile would pay for its memory.
+  [[gnu::noinline]] void finish_turned(const char* tile, int64_t tile_stride, int64_t rows,
+                                       int64_t columns, int64_t row, int64_t column) const {
+    alignas(64) char turned[kTileBytes];
+    compute_kernels(p.dtype).store_transposed(tile, tile_stride, rows, columns, turned, rows);
+    finish(turned, rows, columns, rows, column, row, /*transposed=*/false);
+  }
+
+  // What follows when rows of c are complete.
+  void finish_rows(int64_t row, int64_t rows) const {
+    char* first = static_cast<char*>(p.c) + row * p.n * size;
+    softmax_rows(kernels().softmax[p.dtype], first, first, rows, *p.epilogue.softmax);
+  }
+
   // Rows [0, rows) of `a` in place or packed against panels, where the panels are c's columns, or
   // its rows if transposed. panel(j, k, units, memory) gives units [k, k + units) of a panel and
   // their stride in bytes; it is asked for `step` units at a time and may put them into memory.
@@ -113,12 +146,14 @@ struct Work {
   void multiply(const void* a, int64_t row_bytes, int64_t rows, int64_t columns, const Panel& panel,
                 bool transposed, int64_t step) const {
     const int64_t count = panels(columns);
-    const int64_t height = tile_rows(rows, count, transposed);
+    const bool whole_rows = completes_rows(rows, transposed);
+    const int64_t height = tile_rows(rows, whole_rows ? 1 : count, transposed);
     const int64_t blocks = ceil_div(rows, height);
-    split(blocks * count, [&](int64_t begin, int64_t end) {
+    const int64_t together = whole_rows ? count : 1;
+    split(blocks * count / together, [&](int64_t begin, int64_t end) {
       alignas(64) char tile[kTileBytes];
       alignas(64) char memory[kPanelBytes];
-      for (int64_t k = begin; k < end; ++k) {
+      for (int64_t k = begin * together; k < end * together; ++k) {
         const int64_t row = k / count * height;
         const int64_t column = k % count * g.panel;
         const int64_t tile_rows = std::min(height, rows - row);
@@ -141,6 +176,9 @@ struct Work {
           first += own_units;
         } while (first < units);
         finish(tile, g.panel, tile_rows, tile_columns, row, column, transposed);
+        if (whole_rows && k % count == count - 1) {
+          finish_rows(row, tile_rows);
+        }
       }
     });
   }
@@ -266,7 +304,14 @@ GemmRoad gemm_road(const GemmProblem& p) {
 
 void gemm(const GemmProblem& p) {
   if (p.m > 0 && p.n > 0) {
-    Work(p).run(gemm_road(p));
+    const Work work(p);
+    const GemmRoad road = gemm_road(p);
+    work.run(road);
+    if (p.epilogue.softmax &&
+        !work.completes_rows(p.m, road == GemmRoad::kSwapped || road == GemmRoad::kFewRows)) {
+      parallel_for(p.m, std::max<int64_t>(kSoftmaxGrain / p.n, 1),
+                   [&](int64_t begin, int64_t end) { work.finish_rows(begin, end - begin); });
+    }
   }
 }
 
@@ -281,20 +326,22 @@ void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* pa
 }
 
 void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* sums,
-                      const std::function<void(int64_t row, int64_t rows)>& form) {
+                      const std::function<void(int64_t row, int64_t rows, void* more)>& form,
+                      int64_t more_sums) {
   const GemmKernels& g = kernels().gemm[dtype];
   const int64_t row_bytes = n * size_of(dtype);
-  const int64_t sums_bytes = n * compute_size_of(dtype);
+  const int64_t compute_size = compute_size_of(dtype);
+  const int64_t sums_bytes = (n + more_sums) * compute_size;
   // Blocks of a size that n alone decides: a sum's bits do not depend on the number of threads.
   const int64_t height = std::max(kSummedTogether / std::max<int64_t>(n, 1), kLeastRowsSummed);
   const int64_t blocks = ceil_div(m, height);
   const auto add_block = [&](int64_t block, char* to) {
     const int64_t row = block * height;
     const int64_t rows = std::min(height, m - row);
-    if (form) {
-      form(row, rows);
-    }
     std::memset(to, 0, sums_bytes);
+    if (form) {
+      form(row, rows, to + n * compute_size);
+    }
     g.add_rows(static_cast<const char*>(x) + row * row_bytes, n, rows, n, to);
   };
   if (blocks == 1) {
@@ -308,7 +355,7 @@ void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* su
     }
   });
   std::memset(sums, 0, sums_bytes);
-  kernels().gemm[dtype == kFloat64 ? kFloat64 : kFloat32].add_rows(parts, n, blocks, n, sums);
+  compute_kernels(dtype).add_rows(parts, n + more_sums, blocks, n + more_sums, sums);
 }
 
 }  // namespace fastact

@@ -17,7 +17,7 @@ struct GemmOperand {
 };
 
 // What becomes of a finished tile of a b. Pointers to numbers are to the compute type of the dtype
-// (see kernels/tables.h), but for `before`.
+// (see kernels/tables.h), but for `before` and `residual`.
 struct GemmEpilogue {
   const void* bias = nullptr;  // n of them, or null
   UnaryKernel activation = nullptr;
@@ -26,6 +26,8 @@ struct GemmEpilogue {
   const void* slope = nullptr;
   int slope_step = 0;      // 1: a slope for each column
   void* before = nullptr;  // gets the values before the activation; the dtype and layout of c
+  const void* residual = nullptr;             // added before the activation; as `before`
+  const SoftmaxArguments* softmax = nullptr;  // at last, of whole rows of c, which must be dense
 };
 
 // c[m][n] = epilogue(a[m][k] b[k][n]), rows of c `c_stride` elements apart.
@@ -58,8 +60,11 @@ int64_t gemm_packed_bytes(Dtype dtype, int64_t k, int64_t n);
 void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* packed);
 
 // sums[j] = x[0][j] + x[1][j] + ... over m dense rows; sums are of the compute type. form(row,
-// rows) is called, on any thread, before these rows are read: it may write them.
-void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* sums,
-                      const std::function<void(int64_t row, int64_t rows)>& form = nullptr);
+// rows, more) is called, on any thread, before these rows are read: it may write them, and add to
+// the `more_sums` numbers at `more`, which are summed into those behind the n of sums.
+void gemm_column_sums(
+    Dtype dtype, const void* x, int64_t m, int64_t n, void* sums,
+    const std::function<void(int64_t row, int64_t rows, void* more)>& form = nullptr,
+    int64_t more_sums = 0);
 
 }  // namespace fastact

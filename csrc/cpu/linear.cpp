@@ -1,6 +1,7 @@
 // linear on the CPU: the matrix product of cpu/gemm.h with the activation on its tiles.
 #include "linear.h"
 
+#include <ATen/WrapDimUtils.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -67,20 +68,28 @@ struct MatrixView {
 };
 
 bool covered(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-             const OptionalTensor& slope) {
+             const OptionalTensor& slope, const OptionalTensor& residual) {
   const auto fits = [&](const OptionalTensor& t) {
     return !is_defined(t) || (has_kernels(*t) && t->scalar_type() == input.scalar_type());
   };
   return has_kernels(input) && has_kernels(weight) && weight.dim() == 2 && fits(bias) &&
          fits(slope) &&
          (!is_defined(bias) || (bias->dim() == 1 && bias->numel() == weight.size(0))) &&
-         (!is_defined(slope) || slope->dim() <= 1);
+         (!is_defined(slope) || slope->dim() <= 1) &&
+         (!is_defined(residual) ||
+          (has_kernels(*residual) && fits_output(*residual, input, weight)));
+}
+
+// Whether the activation is a softmax over the last dimension.
+bool along_rows(const Epilogue& epilogue, const Tensor& output) {
+  return !epilogue.is_elementwise() &&
+         at::maybe_wrap_dim(epilogue.softmax().dim, output.dim()) == output.dim() - 1;
 }
 
 // Output and, if `training`, the value before the activation.
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
-                                   const OptionalTensor& bias_, const Epilogue& epilogue,
-                                   const void* packed, bool training) {
+                                   const OptionalTensor& bias_, const OptionalTensor& residual_,
+                                   const Epilogue& epilogue, const void* packed, bool training) {
   const int64_t n = weight.size(0);
   at::DimVector sizes(input.sizes().begin(), input.sizes().end());
   sizes.back() = n;
@@ -90,10 +99,16 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
   Tensor before;
   GemmEpilogue e;
   Tensor bias;
+  Tensor residual;
   Tensor slope;
+  SoftmaxArguments softmax{};
   if (is_defined(bias_)) {
     bias = widened(*bias_);
     e.bias = bias.const_data_ptr();
+  }
+  if (is_defined(residual_)) {
+    residual = contiguous(*residual_);
+    e.residual = residual.const_data_ptr();
   }
   const Dtype compute = table_dtype(compute_dtype(input.scalar_type()));
   if (const Activation* activation = epilogue.activation()) {
@@ -107,14 +122,18 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& weight,
     // PReLU's channels are dimension 1, which here is the last one only of a matrix.
     e.slope_step = slope.numel() > 1;
   }
+  const bool by_rows = along_rows(epilogue, output);
+  if (by_rows) {
+    softmax = {n, epilogue.softmax().scale, epilogue.softmax().log};
+    e.softmax = &softmax;
+  }
   if (training) {
     before = empty(sizes, input.scalar_type());
     e.before = before.mutable_data_ptr();
   }
   gemm({table_dtype(input.scalar_type()), x.rows, n, input.size(-1), x.operand, w.transposed(),
         packed, output.mutable_data_ptr(), n, e});
-  // Softmax needs whole rows.
-  return {epilogue.is_elementwise() ? output : epilogue.apply(output), before};
+  return {epilogue.is_elementwise() || by_rows ? output : epilogue.apply(output), before};
 }
 
 // Whether the activation can run tile by tile: PReLU's slopes must lie along the last dimension.
@@ -126,13 +145,13 @@ bool tiled(const Tensor& input, const Tensor& weight, const Epilogue& epilogue) 
 
 Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   ActivationName activation, at::ArrayRef<double> parameters,
-                  const OptionalTensor& slope) {
+                  const OptionalTensor& slope, const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue)) {
-    return compose_linear(input, weight, bias, activation, parameters, slope);
+  if (!covered(input, weight, bias, slope, residual) || !tiled(input, weight, epilogue)) {
+    return compose_linear(input, weight, bias, activation, parameters, slope, residual);
   }
-  return std::get<0>(forward(input, weight, bias, epilogue, nullptr, /*training=*/false));
+  return std::get<0>(forward(input, weight, bias, residual, epilogue, nullptr, /*training=*/false));
 }
 
 std::tuple<Tensor, Tensor> linear_training_cpu(const Tensor& input, const Tensor& weight,
@@ -142,11 +161,11 @@ std::tuple<Tensor, Tensor> linear_training_cpu(const Tensor& input, const Tensor
                                                const OptionalTensor& slope) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue) ||
+  if (!covered(input, weight, bias, slope, std::nullopt) || !tiled(input, weight, epilogue) ||
       !epilogue.is_elementwise()) {
     return compose_linear_training(input, weight, bias, activation, parameters, slope);
   }
-  return forward(input, weight, bias, epilogue, nullptr, /*training=*/true);
+  return forward(input, weight, bias, std::nullopt, epilogue, nullptr, /*training=*/true);
 }
 
 Tensor pack_linear_cpu(const Tensor& weight) {
@@ -173,12 +192,13 @@ Tensor pack_linear_meta(const Tensor& weight) {
 
 Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& weight,
                          const OptionalTensor& bias, ActivationName activation,
-                         at::ArrayRef<double> parameters, const OptionalTensor& slope) {
+                         at::ArrayRef<double> parameters, const OptionalTensor& slope,
+                         const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  if (packed.numel() == 0 || !covered(input, weight, bias, slope) ||
+  if (packed.numel() == 0 || !covered(input, weight, bias, slope, residual) ||
       !tiled(input, weight, epilogue)) {
-    return linear_cpu(input, weight, bias, activation, parameters, slope);
+    return linear_cpu(input, weight, bias, activation, parameters, slope, residual);
   }
   const int64_t expected =
       gemm_packed_bytes(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0));
@@ -186,13 +206,13 @@ Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor
                   packed.numel() == expected,
               "fastact.linear_packed(): packed: expected what pack_linear(weight) returns, ",
               expected, " bytes, got ", packed.toString(), " of shape ", packed.sizes());
-  return std::get<0>(
-      forward(input, weight, bias, epilogue, packed.const_data_ptr(), /*training=*/false));
+  return std::get<0>(forward(input, weight, bias, residual, epilogue, packed.const_data_ptr(),
+                             /*training=*/false));
 }
 
 std::string linear_road(const Tensor& input, const Tensor& weight, bool packed) {
   check_linear(input, weight, std::nullopt);
-  if (!covered(input, weight, std::nullopt, std::nullopt)) {
+  if (!covered(input, weight, std::nullopt, std::nullopt, std::nullopt)) {
     return "aten";
   }
   const MatrixView x(input);
@@ -221,12 +241,26 @@ std::string linear_road(const Tensor& input, const Tensor& weight, bool packed) 
   TORCH_INTERNAL_ASSERT(false);
 }
 
+// The first n sums in a dtype.
+Tensor narrowed(const char* sums, int64_t n, at::IntArrayRef sizes, at::ScalarType dtype) {
+  Tensor result = empty(sizes, dtype);
+  kernels().gemm[table_dtype(dtype)].store_rows(sums, n, 1, n, result.mutable_data_ptr(), n);
+  return result;
+}
+
 // The gradient before the activation and, in the same pass where that is elementwise, its column
-// sums: the bias's gradient.
+// sums, which are the bias's gradient, and the gradient of PReLU's slope.
 Epilogue::Gradients gradient_before(const Epilogue& epilogue, const Tensor& grad,
                                     const OptionalTensor& saved, Tensor* dbias) {
   const Activation* activation = epilogue.activation();
-  const bool together = activation && is_defined(saved) && has_kernels(*saved) &&
+  const Tensor& slope = epilogue.slope();
+  const int64_t n = grad.size(-1);
+  const bool by_columns = slope.defined() && slope.numel() > 1;
+  const bool elementwise =
+      activation || (slope.defined() && slope.numel() > 0 && has_kernels(slope) &&
+                     slope.is_contiguous() && slope.scalar_type() == grad.scalar_type() &&
+                     (!by_columns || (grad.dim() == 2 && slope.numel() == n)));
+  const bool together = elementwise && is_defined(saved) && has_kernels(*saved) &&
                         grad.scalar_type() == saved->scalar_type() && grad.is_contiguous() &&
                         saved->is_contiguous() && grad.sizes() == saved->sizes();
   Epilogue::Gradients result;
@@ -237,26 +271,39 @@ Epilogue::Gradients gradient_before(const Epilogue& epilogue, const Tensor& grad
     result.z = contiguous(result.z);
   }
   const Dtype dtype = table_dtype(grad.scalar_type());
-  const int64_t n = grad.size(-1);
   const int64_t m = MatrixView(result.z).rows;
-  Tensor sums = empty({n}, compute_dtype(grad.scalar_type()));
-  std::function<void(int64_t, int64_t)> form;
+  const int64_t slopes = together && slope.defined() ? slope.numel() : 0;
+  const Tensor sums = empty({n + slopes}, compute_dtype(grad.scalar_type()));
+  std::function<void(int64_t, int64_t, void*)> form;
   if (together) {
-    const UnaryBackwardKernel kernel = kernels().elementwise[dtype].backward[activation->index];
+    const ElementwiseKernels& kernel = kernels().elementwise[dtype];
     const int64_t row_bytes = n * grad.element_size();
-    form = [=, g = static_cast<const char*>(grad.const_data_ptr()),
-            s = static_cast<const char*>(saved->const_data_ptr()),
-            dz = static_cast<char*>(result.z.mutable_data_ptr()),
-            parameters = epilogue.parameters()](int64_t row, int64_t rows) {
-      kernel(g + row * row_bytes, s + row * row_bytes, dz + row * row_bytes, rows * n, parameters);
-    };
+    const char* g = static_cast<const char*>(grad.const_data_ptr());
+    const char* s = static_cast<const char*>(saved->const_data_ptr());
+    char* dz = static_cast<char*>(result.z.mutable_data_ptr());
+    if (activation) {
+      form = [=, backward = kernel.backward[activation->index], parameters = epilogue.parameters()](
+                 int64_t row, int64_t rows, void*) {
+        const int64_t at = row * row_bytes;
+        backward(g + at, s + at, dz + at, rows * n, parameters);
+      };
+    } else {
+      form = [=, backward = kernel.prelu_backward, w = slope.const_data_ptr()](
+                 int64_t row, int64_t rows, void* dslope) {
+        const int64_t together = by_columns ? 1 : rows;
+        for (int64_t i = row; i < row + rows; i += together) {
+          const int64_t at = i * row_bytes;
+          backward(g + at, s + at, w, by_columns, dz + at, dslope, together * n);
+        }
+      };
+    }
   }
-  gemm_column_sums(dtype, result.z.const_data_ptr(), m, n, sums.mutable_data_ptr(), form);
-  if (sums.scalar_type() == grad.scalar_type()) {
-    *dbias = sums;
-  } else {
-    *dbias = empty({n}, grad.scalar_type());
-    kernels().gemm[dtype].store_rows(sums.const_data_ptr(), n, 1, n, dbias->mutable_data_ptr(), n);
+  char* first = static_cast<char*>(sums.mutable_data_ptr());
+  gemm_column_sums(dtype, result.z.const_data_ptr(), m, n, first, form, slopes);
+  *dbias = narrowed(first, n, {n}, grad.scalar_type());
+  if (slopes) {
+    result.slope =
+        narrowed(first + n * sums.element_size(), slopes, slope.sizes(), grad.scalar_type());
   }
   return result;
 }
@@ -265,7 +312,7 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
                                     const OptionalTensor& input, const OptionalTensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& slope,
                                     ActivationName activation, at::ArrayRef<double> parameters,
-                                    std::array<bool, 4> mask) {
+                                    LinearMask mask) {
   const auto fits = [&](const OptionalTensor& t) {
     return has_kernels(*t) && t->scalar_type() == grad.scalar_type();
   };
@@ -282,7 +329,10 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
   const Dtype dtype = table_dtype(dz.scalar_type());
   const int64_t m = g.rows;
   const int64_t n = dz.size(-1);
-  LinearGradients result{none(), none(), dbias, mask[3] ? dslope : none()};
+  LinearGradients result{none(), none(), dbias, mask[3] ? dslope : none(),
+                         !mask[4]                 ? none()
+                         : epilogue.is_identity() ? dz.clone()
+                                                  : dz};
   if (mask[0]) {
     const MatrixView w(*weight);
     const int64_t k = weight->size(1);

@@ -12,12 +12,36 @@
 #include "cpu/elementwise.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
+#include "cpu/softmax_rows.h"
 
 namespace fastact {
 namespace {
 
-// Below about this many elements a second thread gains nothing: some 8 cycles per 16 elements.
-constexpr int64_t kGrain = 16384;
+// Memory for one thread at a time: of the stack where that is enough, since a tensor costs 0.2 us.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) {
+    if (bytes > kSmall) {
+      memory_ = empty({bytes}, at::kByte);
+    }
+  }
+  void* get() { return memory_.defined() ? memory_.mutable_data_ptr() : small_; }
+
+ private:
+  static constexpr int64_t kSmall = 8 << 10;
+  alignas(64) char small_[kSmall];
+  Tensor memory_;
+};
+
+}  // namespace
+
+void softmax_rows(const SoftmaxKernels& kernels, const void* x, void* y, int64_t rows,
+                  const SoftmaxArguments& arguments) {
+  Scratch scratch(kernels.rows_scratch(arguments.length));
+  kernels.rows(x, nullptr, 0, y, rows, arguments, scratch.get());
+}
+
+namespace {
 
 // Columns given to a thread at a time: whole groups of registers of every width and dtype.
 constexpr int64_t kColumnBlock = 64;
@@ -36,34 +60,18 @@ Shape shape_of(const Tensor& t, int64_t dim) {
   return shape;
 }
 
-// Memory for one thread at a time: of the stack where that is enough, since a tensor costs 0.2 us.
-class Scratch {
- public:
-  explicit Scratch(int64_t bytes) {
-    if (bytes > kSmall) {
-      memory_ = empty({bytes}, at::kByte);
-    }
-  }
-  void* get() { return memory_.defined() ? memory_.mutable_data_ptr() : small_; }
-
- private:
-  static constexpr int64_t kSmall = 8 << 10;
-  alignas(64) char small_[kSmall];
-  Tensor memory_;
-};
-
 // f(first row, rows) where inner is 1, else f(offset of a block of columns, columns), in parallel.
 template <class Rows, class Columns>
 void for_each_slice(const Shape& shape, const Rows& rows, const Columns& columns) {
   const int64_t length = std::max<int64_t>(shape.length, 1);
   if (shape.inner == 1) {
-    parallel_for(shape.outer, std::max<int64_t>(kGrain / length, 1),
+    parallel_for(shape.outer, std::max<int64_t>(kSoftmaxGrain / length, 1),
                  [&](int64_t begin, int64_t end) { rows(begin, end - begin); });
     return;
   }
   const int64_t blocks = (shape.inner + kColumnBlock - 1) / kColumnBlock;
   const int64_t block_elements = length * std::min(shape.inner, kColumnBlock);
-  parallel_for(shape.outer * blocks, std::max<int64_t>(kGrain / block_elements, 1),
+  parallel_for(shape.outer * blocks, std::max<int64_t>(kSoftmaxGrain / block_elements, 1),
                [&](int64_t begin, int64_t end) { columns(begin, end, blocks); });
 }
 
@@ -96,9 +104,8 @@ Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
   for_each_slice(
       shape,
       [&](int64_t first, int64_t rows) {
-        Scratch scratch(k.rows_scratch(shape.length));
         const int64_t offset = first * shape.length * size;
-        k.rows(px + offset, nullptr, 0, py + offset, rows, arguments, scratch.get());
+        softmax_rows(k, px + offset, py + offset, rows, arguments);
       },
       [&](int64_t begin, int64_t end, int64_t blocks) {
         Scratch scratch(k.columns_scratch(shape.length));
@@ -140,7 +147,7 @@ Tensor masked_forward(const Tensor& self, const Tensor& mask, double scale) {
   const char* px = static_cast<const char*>(x.const_data_ptr());
   const char* pm = static_cast<const char*>(m.const_data_ptr());
   char* py = static_cast<char*>(y.mutable_data_ptr());
-  parallel_for(x.numel() / length, std::max<int64_t>(kGrain / length, 1),
+  parallel_for(x.numel() / length, std::max<int64_t>(kSoftmaxGrain / length, 1),
                [&](int64_t begin, int64_t end) {
                  Scratch scratch(k.rows_scratch(length));
                  for (int64_t row = begin; row < end;) {
@@ -171,7 +178,7 @@ Tensor causal_forward(const Tensor& self, double scale) {
   const int64_t size = x.element_size();
   const char* px = static_cast<const char*>(x.const_data_ptr());
   char* py = static_cast<char*>(y.mutable_data_ptr());
-  parallel_for(x.numel() / length, std::max<int64_t>(2 * kGrain / length, 1),
+  parallel_for(x.numel() / length, std::max<int64_t>(2 * kSoftmaxGrain / length, 1),
                [&](int64_t begin, int64_t end) {
                  Scratch scratch(k.rows_scratch(length));
                  SoftmaxArguments arguments{length, scale, /*log=*/false};

@@ -127,7 +127,7 @@ class Linear(torch.nn.Linear):
             return torch.ops.fastact.linear(
                 input, weight, bias, fused.name, fused.parameters, slope
             )
-        return _C.linear(input, weight, bias, fused.name, fused.parameters, slope)
+        return _C.linear(input, weight, bias, fused.name, fused.parameters, slope, None)
 
     def extra_repr(self) -> str:
         return ", ".join(filter(None, [super().extra_repr(), repr(self.fused)]))

@@ -142,12 +142,13 @@ void multiply_rows(const char* a, int64_t row_bytes, const char* b, int64_t b_by
   // As many rows as fill the registers with sums: 24 of 32, 12 of 16.
   constexpr int kRows = NV * 2 <= G::kWidth ? 12 : 6;
   constexpr uint64_t kLinesOfA = G::kBlock * G::kUnitBytes / 64;  // in a block of a row of a
-  const uint64_t lines_of_b = units * ((NV * sizeof(typename G::V) + 63) / 64);
-  const uint64_t turns = (rows + kRows - 1) / kRows * kLinesOfA;
-  const uint64_t lines = (lines_of_b + turns - 1) / turns;
-  Ahead ahead{look_ahead, b + units * b_bytes,
-              0,          look_ahead && lines <= kMostLinesAhead ? lines : 0,
-              stored,     stored_bytes};
+  Ahead ahead{look_ahead, b + units * b_bytes, 0, 0, stored, stored_bytes};
+  if (look_ahead) {
+    const uint64_t lines_of_b = units * ((NV * sizeof(typename G::V) + 63) / 64);
+    const uint64_t turns = (rows + kRows - 1) / kRows * kLinesOfA;
+    const uint64_t lines = (lines_of_b + turns - 1) / turns;
+    ahead.lines = lines <= kMostLinesAhead ? lines : 0;
+  }
   const auto run = [&](auto count) FASTACT_LAMBDA {
     constexpr int MR = decltype(count)::value;
     micro_kernel<T, MR, NV>(a, row_bytes, b, b_bytes, units, first, bias, per_row, c, ahead);
@@ -567,6 +568,24 @@ void store_transposed(const void* tile_, int64_t tile_stride, int64_t rows, int6
 }
 
 template <class T>
+void add_to_tile(const void* x_, int64_t stride, int64_t rows, int64_t columns, void* tile_,
+                 int64_t tile_stride) {
+  using V = Vec<compute_t<T>>;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* x = static_cast<const T*>(x_) + i * stride;
+    compute_t<T>* tile = static_cast<compute_t<T>*>(tile_) + i * tile_stride;
+    int64_t j = 0;
+    for (; j + V::size <= columns; j += V::size) {
+      (V::load(tile + j) + V::load(x + j)).store(tile + j);
+    }
+    if (j < columns) {
+      const int rest = static_cast<int>(columns - j);
+      (V::load(tile + j, rest) + V::load(x + j, rest)).store(tile + j, rest);
+    }
+  }
+}
+
+template <class T>
 void widen_row(const void* x_, void* y_, int64_t n) {
   using V = Vec<compute_t<T>>;
   const T* x = static_cast<const T*>(x_);
@@ -610,6 +629,7 @@ constexpr GemmKernels kGemmKernels = {
     &gemm_rows<T>,
     &store_rows<T>,
     &store_transposed<T>,
+    &add_to_tile<T>,
     &widen_row<T>,
     &add_rows<T>,
 };

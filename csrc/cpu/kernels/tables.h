@@ -136,6 +136,9 @@ struct GemmKernels {
                      int64_t c_stride);
   void (*store_transposed)(const void* tile, int64_t tile_stride, int64_t rows, int64_t columns,
                            void* c, int64_t c_stride);
+  // tile[i][j] += x[i][j]; the tile is of the compute type.
+  void (*add_to_tile)(const void* x, int64_t stride, int64_t rows, int64_t columns, void* tile,
+                      int64_t tile_stride);
   // Elements of the dtype into ones of the compute type.
   void (*widen)(const void* x, void* y, int64_t n);
   // sums[j] += x[0][j] + x[1][j] + ..., in that order; sums are of the compute type.
