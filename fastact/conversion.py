@@ -10,6 +10,7 @@ recognises put together.
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import sys
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
@@ -47,44 +49,63 @@ _LAYERS = {torch.nn.Linear, Linear, *TWINS, *TWINS.values()}
 
 
 def _fused_linear(
-    linear: torch.nn.Module, input: Tensor, name: str, parameters: Any, slope: Tensor | None
+    linear: torch.nn.Module,
+    input: Tensor,
+    name: str | None,
+    parameters: Any,
+    slope: Tensor | None,
+    residual: Tensor | None,
 ) -> Tensor | None:
-    """None where the layer has since become one that must run on its own."""
+    """None where the layer has since become one that must run on its own, or the residual is not a
+    tensor."""
+    if residual is not None and not isinstance(residual, Tensor):
+        return None
+    if type(linear) is FrozenLinear:
+        return linear.with_epilogue(input, name, parameters, slope, residual)
     own = linear._parameters
     if type(linear) is not Linear or linear.fused.name or "weight" not in own or has_hooks(linear):
         return None
     if is_dynamo_compiling():
-        return torch.ops.fastact.linear(input, own["weight"], own["bias"], name, parameters, slope)
-    return _C.linear(input, own["weight"], own["bias"], name, parameters, slope)
+        return torch.ops.fastact.linear(
+            input, own["weight"], own["bias"], name, parameters, slope, residual
+        )
+    return _C.linear(input, own["weight"], own["bias"], name, parameters, slope, residual)
+
+
+def _unfused_linear(linear: torch.nn.Module, input: Tensor, residual: Any) -> Tensor:
+    return linear(input) if residual is None else linear(input) + residual
 
 
 def linear_then_module(
-    linear: torch.nn.Module, activation: torch.nn.Module, input: Tensor
+    linear: torch.nn.Module, activation: torch.nn.Module, input: Tensor, residual: Any = None
 ) -> Tensor:
-    """activation(linear(input)), in one operator unless a hook, a parametrization or another module
-    has come between since the conversion."""
+    """activation(linear(input) + residual), in one operator unless a hook, a parametrization or
+    another module has come between since the conversion."""
     read = READERS.get(type(activation))
     epilogue = read(activation) if read and not has_hooks(activation) else None
     if epilogue is not None:
         slope = slope_of(activation) if epilogue[0] == "prelu" else None
-        output = _fused_linear(linear, input, *epilogue, slope)
+        output = _fused_linear(linear, input, *epilogue, slope, residual)
         if output is not None:
             return output
-    return activation(linear(input))
+    return activation(_unfused_linear(linear, input, residual))
 
 
 def linear_then_function(
     linear: torch.nn.Module,
     input: Tensor,
-    name: str,
+    name: str | None,
     parameters: tuple[float, ...],
     slope: Tensor | None = None,
+    residual: Any = None,
 ) -> Tensor:
-    """The same with an activation that is a call of a function."""
-    output = _fused_linear(linear, input, name, parameters, slope)
+    """The same with an activation that is a call of a function, or with none."""
+    output = _fused_linear(linear, input, name, parameters, slope, residual)
     if output is None:
-        arguments = parameters if slope is None else (slope,)
-        output = REGISTRY[name].operator(linear(input), *arguments)
+        output = _unfused_linear(linear, input, residual)
+        if name is not None:
+            arguments = parameters if slope is None else (slope,)
+            output = REGISTRY[name].operator(output, *arguments)
     return output
 
 
@@ -120,8 +141,38 @@ def _reads_once(node: torch.fx.Node, value: torch.fx.Node) -> bool:
 _QUERIES = ("dim", "size", "numel")
 
 
+@dataclass(frozen=True)
+class _Activation:
+    """A node that calls an activation: registry name, parameters, and where PReLU's slope lies."""
+
+    node: torch.fx.Node
+    name: str | None
+    parameters: tuple[float, ...]
+    slope: str | None
+
+
+def _residual_beside(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The tensor that is added to the value of node at once, so that nothing may have written to it
+    in between; whose only reader that sum is."""
+    [user] = node.users
+    following = node.next
+    while following.op == "get_attr":
+        following = following.next
+    plus = (
+        user.target in (operator.add, torch.add)
+        if user.op == "call_function"
+        else (user.op == "call_method" and user.target == "add")
+    )
+    if following is not user or not plus or len(user.args) != 2 or user.kwargs:
+        return None
+    first, second = user.args
+    other = second if first is node else first
+    return other if isinstance(other, torch.fx.Node) and other is not node else None
+
+
 class _Fuser:
-    """Puts one call in the place of every pair in the forward of one module."""
+    """Puts one call in the place of every linear layer with what follows it, a residual or an
+    activation or both, in the forward of one module."""
 
     def __init__(
         self, root: torch.nn.Module, frozen: bool, linears: set[int], activations: set[int]
@@ -130,33 +181,38 @@ class _Fuser:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.linears = linears  # by id
         self.activations = activations
-        self.pairs: dict[str, str] = {}  # a layer's path: its activation
+        self.pairs: dict[str, str] = {}  # a layer's path: what it is fused with
 
-    def fuse(self, graph: torch.fx.Graph) -> bool:
-        """Whether there was a pair."""
+    def fuse(self, graph: torch.fx.Graph, settings: dict[tuple[str, str], Any]) -> bool:
+        """Whether there was a pair. Adds to the settings that the graph takes for granted."""
         for node in reversed(graph.nodes):
             if node.op == "call_method" and node.target in _QUERIES and not node.users:
                 graph.erase_node(node)
+        if self.frozen:
+            self._leave_out_dropout(graph, settings)
         calls = Counter(id(self._callee(node)) for node in graph.nodes)
         found = False
         for node in list(graph.nodes):
             linear = self._callee(node)
             if id(linear) not in self.linears or calls[id(linear)] > 1 or len(node.users) != 1:
                 continue
-            [user] = node.users
-            if _only_input(node) is None or not _reads_once(user, node):
+            if _only_input(node) is None:
                 continue
+            residual = _residual_beside(node)
+            value = node if residual is None else next(iter(node.users))
             # Where the layer was called: what comes between may write to its input.
             with graph.inserting_before(node):
-                pair = self._pair(graph, node, user)
-            if pair is not None:
+                last, fused = self._fused(graph, node, value, residual)
+            if fused is not None:
                 found = True
-                user.replace_all_uses_with(pair)
-                graph.erase_node(user)
-                graph.erase_node(node)
+                last.replace_all_uses_with(fused)
+                for erased in dict.fromkeys((last, value, node)):
+                    graph.erase_node(erased)
         if found:
-            for node in list(graph.nodes):
-                if node.op == "call_module":
+            for node in reversed(graph.nodes):
+                if node.op == "get_attr" and not node.users:
+                    graph.erase_node(node)
+                elif node.op == "call_module":
                     with graph.inserting_before(node):
                         arguments = (_lookup(graph, node.target), *node.args)
                         call = graph.call_method("__call__", arguments, node.kwargs)
@@ -164,41 +220,91 @@ class _Fuser:
                     graph.erase_node(node)
         return found
 
+    def _leave_out_dropout(
+        self, graph: torch.fx.Graph, settings: dict[tuple[str, str], Any]
+    ) -> None:
+        """In evaluation it returns its input. Between a layer and a residual it mostly is."""
+        for node in list(graph.nodes):
+            module = self._callee(node)
+            if node.target is F.dropout:
+                known = inspect.signature(F.dropout).bind(*node.args, **node.kwargs).arguments
+                idle = known.get("training") is False
+            else:
+                idle = type(module) is torch.nn.Dropout and not has_hooks(module)
+            source = node.args[0] if node.args else None
+            if idle and isinstance(source, torch.fx.Node):
+                if module is not None:
+                    settings[node.target, "training"] = False
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+
     def _callee(self, node: torch.fx.Node) -> torch.nn.Module | None:
         return self.modules[node.target] if node.op == "call_module" else None
 
-    def _pair(
-        self, graph: torch.fx.Graph, node: torch.fx.Node, user: torch.fx.Node
-    ) -> torch.fx.Node | None:
-        input, module = _only_input(node), self._callee(user)
-        slope = None
+    def _epilogue(self, value: torch.fx.Node) -> _Activation | None:
+        """The activation that alone reads value."""
+        if len(value.users) != 1:
+            return None
+        [user] = value.users
+        if not _reads_once(user, value):
+            return None
+        module = self._callee(user)
         if module is None:
             epilogue = epilogue_of(user)
             if epilogue is None:
                 return None
-            name, parameters, slope_node = epilogue
-            slope = slope_node.target if slope_node is not None else None
-            self.pairs[node.target] = name
+            name, parameters, slope = epilogue
+            return _Activation(user, name, parameters, slope and slope.target)
+        if id(module) not in self.activations or _only_input(user) is None:
+            return None
+        epilogue = READERS[TWINS.get(type(module), type(module))](module)
+        if epilogue is None:
+            return None
+        slope = f"{user.target}.weight" if epilogue[0] == "prelu" else None
+        return _Activation(user, *epilogue, slope)
+
+    def _fused(
+        self,
+        graph: torch.fx.Graph,
+        node: torch.fx.Node,
+        value: torch.fx.Node,
+        residual: torch.fx.Node | None,
+    ) -> tuple[torch.fx.Node, torch.fx.Node | None]:
+        """The node whose value the fused call has, and that call; None where there is nothing to
+        fuse with."""
+        activation = self._epilogue(value)
+        if activation is None and residual is None:
+            return value, None
+        input, linear = _only_input(node), _lookup(graph, node.target)
+        if residual is not None and residual.op == "get_attr":  # it may lie behind the layer's call
+            residual = graph.create_node("get_attr", residual.target)
+        partners = [] if residual is None else ["a residual"]
+        if activation is None:
+            activation = _Activation(value, None, (), None)
+        elif activation.node.op == "call_module":
+            partners.append(activation.node.target)
         else:
-            if id(module) not in self.activations or _only_input(user) is None:
-                return None
-            epilogue = READERS[TWINS.get(type(module), type(module))](module)
-            if epilogue is None:
-                return None
-            name, parameters = epilogue
-            if name == "prelu":
-                slope = f"{user.target}.weight"
-            self.pairs[node.target] = user.target
-        linear = _lookup(graph, node.target)
-        if module is not None and not self.frozen:
-            activation = _lookup(graph, user.target)
-            return graph.call_function(linear_then_module, (linear, activation, input))
-        arguments = (linear, input, name, tuple(map(_plain_number, parameters)))
-        if slope is not None:
-            arguments += (graph.create_node("get_attr", slope),)
-        if self.frozen:
-            return graph.call_method("with_activation", arguments)
-        return graph.call_function(linear_then_function, arguments)
+            partners.append(activation.name)
+        self.pairs[node.target] = " and ".join(partners)
+        last = activation.node
+        if last.op == "call_module" and not self.frozen:
+            module = _lookup(graph, last.target)
+            arguments = (
+                (linear, module, input) if residual is None else (linear, module, input, residual)
+            )
+            return last, graph.call_function(linear_then_module, arguments)
+        arguments = (
+            linear,
+            input,
+            activation.name,
+            tuple(map(_plain_number, activation.parameters)),
+        )
+        if activation.slope is not None:
+            arguments += (graph.create_node("get_attr", activation.slope),)
+        keywords = {} if residual is None else {"residual": residual}
+        if self.frozen and residual is None:
+            return last, graph.call_method("with_epilogue", arguments, keywords)
+        return last, graph.call_function(linear_then_function, arguments, keywords)
 
 
 def _plain_number(value: float) -> float:
@@ -310,7 +416,7 @@ def _record(
             graph = recorder.record(module)
         finally:
             module.__dict__["training"] = was
-        if fuser.fuse(graph):
+        if fuser.fuse(graph, recorder.settings):
             found.append((graph, recorder.settings))
         if ("", "training") not in recorder.settings:
             break
@@ -388,11 +494,12 @@ def convert(
     dry_run: bool = False,
     use_fallback: bool = True,
 ) -> torch.nn.Module:
-    """The model on fastact's layers, with each Linear and the activation after it fused.
+    """The model on fastact's layers, with each Linear fused with the activation after it.
 
     Replaced are torch.nn.Linear and every activation module of torch.nn. A pair is fused in a
     torch.nn.Sequential, and in a forward such as ``F.relu(self.fc(x))`` that torch.fx can trace,
-    each module on its own. Whatever else the model has stays as it is: other layers, classes
+    each module on its own; so is a residual that is added at once, as in ``x + self.fc(y)``, in
+    inference also past a Dropout. Whatever else the model has stays as it is: other layers, classes
     derived from the layers, parametrized ones. A pair stays apart where its Linear is called twice
     or has a second reader, where either module has hooks, and in a forward that cannot be traced.
     Every module stays in its place, so that ``model[0]`` and the state_dict's keys are unchanged.

@@ -35,12 +35,14 @@ class Calls(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.seen = []
+        self.residuals = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("fastact::")
         if name in ("linear", "linear_packed"):
             bound = dict(zip([a.name for a in func._schema.arguments], args, strict=False))
             self.seen.append(("linear", bound.get("activation")))
+            self.residuals += bound.get("residual") is not None
         elif name != func._schema.name:
             self.seen.append((name, None))
         return func(*args, **(kwargs or {}))
@@ -217,6 +219,92 @@ def test_functions_in_a_forward(expression, mode):
         of_expression(expression), X, expected=[] if name is None else [name], mode=mode
     )
     assert type(converted.fc) is (FrozenLinear if mode == "inference" else fastact.nn.Linear)
+
+
+# The forward of a module with Linears fc (6 to 6), fc2 (6 to 6) and out (6 to 5), a Dropout, a ReLU
+# and a parameter; how many residuals are fused, and which activations.
+RESIDUALS = {
+    "x + self.fc(x)": (1, []),
+    "self.fc(x) + x": (1, []),
+    "torch.add(x, self.fc(x))": (1, []),
+    "self.fc(x).add(x)": (1, []),
+    "self.act(self.fc(x) + x)": (1, ["relu"]),
+    "F.gelu(x + self.fc(x))": (1, ["gelu"]),
+    "torch.softmax(self.fc(x) + x, -1)": (1, ["softmax"]),
+    "F.prelu(self.fc(x) + x, self.slope)": (1, ["prelu"]),
+    "x + self.fc2(F.silu(self.fc(x)))": (1, ["silu"]),
+    "self.fc(x) + self.fc2(x)": (1, []),
+    "self.fc(x) + self.slope": (1, []),
+    "x.double() + self.fc(x)": (1, []),
+    "self.fc(x) + x.double()": (0, []),
+    "self.fc(x) + x.size(0)": (0, []),
+    "F.relu(self.fc(x) + x.size(0))": (0, []),
+    "self.act(self.fc(x) + x.size(0))": (0, []),
+    "self.fc(x) + 1": (0, []),
+    "(lambda y: y + y)(self.fc(x))": (0, []),
+    "(lambda y: (y + x, y))(self.fc(x))": (0, []),
+    "(lambda y: (y, F.relu(y)))(self.fc(x) + x)": (1, []),
+    "torch.add(x, self.fc(x), alpha=2)": (0, []),
+    "(lambda r: (lambda y: (r.mul_(2), y + r))(self.fc(x)))(x * 1)": (0, []),
+}
+
+
+def of_residual(expression):
+    scope = {"F": F, "torch": torch}
+    exec(f"def forward(self, x):\n    return {expression}", scope)
+    module = type("Residual", (nn.Module,), {"forward": scope["forward"]})()
+    module.fc, module.fc2, module.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 5)
+    module.drop, module.act = nn.Dropout(), nn.ReLU()
+    module.slope = nn.Parameter(torch.linspace(-1, 1, 6))
+    return module
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("expression", RESIDUALS)
+def test_residuals_in_a_forward(expression, mode):
+    residuals, activations = RESIDUALS[expression]
+    close = {"rtol": 1e-5, "atol": 1e-6}  # of float32, beside float64 too
+    converted = check(of_residual(expression), X, expected=activations, mode=mode, **close)
+    with torch.no_grad(), Calls() as seen:
+        converted(X)
+    assert seen.residuals == residuals
+    if mode == "training":
+        original = fastact.revert(copy.deepcopy(converted))
+        for model in (original, converted):
+            model.zero_grad()
+            y = model(X)
+            ys = y if isinstance(y, tuple) else (y,)
+            sum(t.square().sum() for t in ys).backward()
+        torch.testing.assert_close(
+            [p.grad for p in converted.parameters()], [p.grad for p in original.parameters()]
+        )
+
+
+@pytest.mark.parametrize(
+    "expression", ["x + self.drop(self.fc(x))", "x + F.dropout(self.fc(x), 0.5, self.training)"]
+)
+def test_dropout_beside_a_residual(expression):
+    """Left out of a frozen forward in evaluation alone; kept where it may drop something."""
+    model = of_residual(expression).eval()
+    frozen = check(model, X, expected=[])
+    with torch.no_grad(), Calls() as seen:
+        frozen(X)
+    assert seen.residuals == 1
+    frozen.train()
+    assert not torch.equal(frozen(X), frozen(X))
+    with torch.no_grad(), Calls() as seen:
+        fastact.convert(model, mode="training")(X)
+    assert seen.residuals == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_hooks_on_a_layer_with_a_residual_run(mode):
+    converted = fastact.convert(of_residual("x + self.fc(x)"), mode=mode)
+    expected = converted(X)
+    if mode == "training":
+        converted.fc.register_forward_hook(lambda module, args, output: output * 0)
+        expected = X
+    torch.testing.assert_close(converted(X), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice")

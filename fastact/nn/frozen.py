@@ -41,22 +41,27 @@ class FrozenLinear(Linear):
     def forward(self, input: Tensor) -> Tensor:
         fused = self.fused
         slope = slope_of(self._modules["activation"]) if fused.name == "prelu" else None
-        return self.with_activation(input, fused.name, fused.parameters, slope)
+        return self.with_epilogue(input, fused.name, fused.parameters, slope)
 
-    def with_activation(
+    def with_epilogue(
         self,
         input: Tensor,
         activation: str | None,
         parameters: Sequence[float],
         slope: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """activation(x @ weight.T + bias) with an activation that is not the layer's own."""
+        """activation(x @ weight.T + bias + residual), neither of which is the layer's own."""
         own = self._parameters
         weight, bias = own["weight"], own["bias"]
         # Exported too: a packed weight is for this process alone.
         if is_compiling():
-            return torch.ops.fastact.linear(input, weight, bias, activation, parameters, slope)
-        return _C.linear_packed(input, self.packed, weight, bias, activation, parameters, slope)
+            return torch.ops.fastact.linear(
+                input, weight, bias, activation, parameters, slope, residual
+            )
+        return _C.linear_packed(
+            input, self.packed, weight, bias, activation, parameters, slope, residual
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLinear:
         super()._apply(fn, recurse)
