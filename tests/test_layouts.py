@@ -162,14 +162,16 @@ def test_in_place_writes_its_own_elements_alone(case, dtype):
         assert_same_bits(storage[~mine], before[~mine], f"{case} {name}, outside")
 
 
-# Tensors of every size up to 130 that begin or end at a page nobody may touch.
+# Tensors that begin or end at a page nobody may touch: a stray access ends the process.
 GUARDED = """
-import ctypes, mmap, sys
+import ctypes, itertools, mmap, sys
 import torch
 from fastact.testing import accuracy
 
 PAGE = mmap.PAGESIZE
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 libc = ctypes.CDLL(None, use_errno=True)
+ops = torch.ops.fastact
 kept = []
 
 def page_between_guards():
@@ -181,25 +183,33 @@ def page_between_guards():
     kept.append(memory)
     return torch.frombuffer(memory, dtype=torch.uint8)[PAGE : 2 * PAGE]
 
+def guarded(page, at_end, dtype, *shape):
+    size = torch.Size(shape).numel() * torch.empty(0, dtype=dtype).element_size()
+    start = PAGE - size if at_end else 0
+    return page[start : start + size].view(dtype).view(shape)
+
+print(ops.instruction_set(), flush=True)
+"""
+# Of every size up to 130.
+GUARDED_ACTIVATIONS = """
 first, second = page_between_guards(), page_between_guards()
-for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    size = torch.empty(0, dtype=dtype).element_size()
+for dtype in DTYPES:
     for count in range(1, 131):
         values = torch.linspace(-4, 4, count).to(dtype)
-        for start in (0, PAGE - count * size):
-            x, grad = (page[start : start + count * size].view(dtype) for page in (first, second))
+        for at_end in (False, True):
+            x, grad = (guarded(page, at_end, dtype, count) for page in (first, second))
             for case in accuracy.ELEMENTWISE:
                 x.copy_(values)
                 grad.copy_(values)
                 if case.row.family == "unary":
                     accuracy.forward(case, x)
                     accuracy.backward(case, grad, x)
-                    getattr(torch.ops.fastact, case.row.name + "_")(x, *case.values)
+                    getattr(ops, case.row.name + "_")(x, *case.values)
                 else:  # each element has a slope of its own, in guarded memory too
                     row = x.view(1, count)
-                    torch.ops.fastact.prelu(row, grad)
-                    torch.ops.fastact.prelu_backward(row, row, grad)
-                    torch.ops.fastact.prelu_backward(x, x, grad[:1])
+                    ops.prelu(row, grad)
+                    ops.prelu_backward(row, row, grad)
+                    ops.prelu_backward(x, x, grad[:1])
             for operator in accuracy.ALONG_DIMENSION:
                 if operator.reads_output or count % 2 == 0:
                     for shape, dim in ((1, count), 1), ((count, 1), 0), ((2, count // 2), 0):
@@ -209,17 +219,38 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
                         # The gradient lies in guarded memory, the saved output does not.
                         g = grad[: y.numel()].view(y.shape)
                         operator.backward(g, y if operator.reads_output else x.view(shape), dim)
-            if count == 1 and dtype == torch.float32 and start == 0:
-                print(torch.ops.fastact.instruction_set(), flush=True)
+print("done")
+"""
+# Every tail of each operand, by every road of the product.
+GUARDED_LINEAR = """
+pages = [page_between_guards() for _ in range(6)]
+for dtype, at_end in itertools.product(DTYPES, (False, True)):
+    for m, k, n in itertools.product((1, 3, 9, 29), (1, 7, 16, 17), (*range(1, 18), 33, 63)):
+        shapes = (m, k), (n, k), (n,), (n,), (m, n), (m, n)
+        if any(torch.Size(shape).numel() * dtype.itemsize > PAGE for shape in shapes):
+            continue
+        tensors = [guarded(page, at_end, dtype, *s) for page, s in zip(pages, shapes, strict=True)]
+        for tensor in tensors:
+            tensor.copy_(torch.linspace(-2, 2, tensor.numel()).view(tensor.shape))
+        x, w, b, slope, residual, grad = tensors
+        packed = ops.pack_linear(w)
+        for activation in ("prelu", "softmax", "gelu"):
+            own = [activation, [], slope if activation == "prelu" else None]
+            y = ops.linear(x, w, b, *own, residual)
+            assert torch.allclose(ops.linear_packed(x, packed, w, b, *own, residual), y, 1e-2, 1e-2)
+            ops.linear(x, w.t().contiguous().t(), b, *own, residual)
+            mask = (True, True, True, activation == "prelu", True)
+            ops.linear_backward(grad, residual, x, w, b, own[2], activation, [], mask)
 print("done")
 """
 
 
 @pytest.mark.parametrize("isa", fastact.info()["instruction_sets"])
-def test_nothing_outside_is_read_or_written(isa):
+@pytest.mark.parametrize("program", [GUARDED_ACTIVATIONS, GUARDED_LINEAR], ids=["each", "linear"])
+def test_nothing_outside_is_read_or_written(program, isa):
     """A stray access ends the process with a segmentation fault."""
     finished = subprocess.run(
-        [sys.executable, "-c", GUARDED],
+        [sys.executable, "-c", GUARDED + program],
         env=os.environ | {"FASTACT_ISA": isa},
         capture_output=True,
         text=True,

@@ -15,7 +15,8 @@ namespace {
 // Rows of a tile: the part of a that meets a panel's at a time (128 units of k, see kernels/gemm.h)
 // fills 96 KiB of the second-level cache, and the panel's part is read from there 32 times.
 constexpr int64_t kTileRows = 192;
-constexpr int64_t kTileBytes = kTileRows * 256;
+constexpr int64_t kPanelRowBytes = 256;  // of every dtype and instruction set
+constexpr int64_t kTileBytes = kTileRows * kPanelRowBytes;
 // Of a product of few units, writing c takes the time: a tile has few rows, so that the next one
 // goes on in the same pages. The weight's gradient at 1x1024x1024 took 119 us with tiles of 174
 // rows, and takes 72 (2 threads, Zen 5).
@@ -108,18 +109,14 @@ struct Work {
     if (e.before) {
       store(e.before);
     }
-    if (e.activation && columns == tile_stride) {
-      e.activation(tile, tile, rows * columns, e.parameters);
-    } else if (e.activation || e.prelu) {
+    if (e.activation) {  // of what is between the rows, too: less than a register each
+      e.activation(tile, tile, rows * tile_stride, e.parameters);
+    } else if (e.prelu) {
       for (int64_t i = 0; i < rows; ++i) {
         char* values = tile + i * tile_stride * compute_size;
-        if (e.activation) {
-          e.activation(values, values, columns, e.parameters);
-        } else {
-          const int64_t slope = e.slope_step * (transposed ? row + i : column);
-          e.prelu(values, static_cast<const char*>(e.slope) + slope * compute_size,
-                  transposed ? 0 : e.slope_step, values, columns);
-        }
+        const int64_t slope = e.slope_step * (transposed ? row + i : column);
+        e.prelu(values, static_cast<const char*>(e.slope) + slope * compute_size,
+                transposed ? 0 : e.slope_step, values, columns);
       }
     }
     store(p.c);
@@ -153,14 +150,22 @@ struct Work {
     split(blocks * count / together, [&](int64_t begin, int64_t end) {
       alignas(64) char tile[kTileBytes];
       alignas(64) char memory[kPanelBytes];
+      alignas(64) char whole_bias[kPanelRowBytes];
       for (int64_t k = begin * together; k < end * together; ++k) {
         const int64_t row = k / count * height;
         const int64_t column = k % count * g.panel;
         const int64_t tile_rows = std::min(height, rows - row);
         const int tile_columns = static_cast<int>(std::min(g.panel, columns - column));
+        const int64_t tile_stride = ceil_div(tile_columns, g.lanes) * g.lanes;
         const char* bias = static_cast<const char*>(p.epilogue.bias);
         if (bias) {
           bias += (transposed ? row : column) * compute_size;
+        }
+        if (bias && !transposed && tile_columns < tile_stride) {
+          const int64_t bytes = tile_columns * compute_size;
+          std::memcpy(whole_bias, bias, bytes);
+          std::memset(whole_bias + bytes, 0, tile_stride * compute_size - bytes);
+          bias = whole_bias;
         }
         int64_t first = 0;
         do {
@@ -169,13 +174,13 @@ struct Work {
           const bool stored = !transposed && first + own_units == units;
           g.tile({static_cast<const char*>(a) + row * row_bytes + first * g.unit_bytes, row_bytes,
                   b, b_bytes, own_units, tile_rows, tile_columns, bias, transposed,
-                  /*accumulate=*/first > 0, tile,
+                  /*accumulate=*/first > 0, tile, tile_stride,
                   stored ? static_cast<const char*>(p.c) + (row * p.c_stride + column) * size
                          : nullptr,
                   p.c_stride * size});
           first += own_units;
         } while (first < units);
-        finish(tile, g.panel, tile_rows, tile_columns, row, column, transposed);
+        finish(tile, tile_stride, tile_rows, tile_columns, row, column, transposed);
         if (whole_rows && k % count == count - 1) {
           finish_rows(row, tile_rows);
         }

@@ -70,7 +70,7 @@ constexpr int64_t kSecondLevelCache = 512 << 10;  // what a tile's operands may 
 template <class T, int MR, int NV>
 FASTACT_FN void micro_kernel(const char* a, int64_t row_bytes, const char* b, int64_t b_bytes,
                              int64_t units, bool first, const compute_t<T>* bias, bool per_row,
-                             compute_t<T>* c, const Ahead& ahead) {
+                             compute_t<T>* c, int64_t c_stride, const Ahead& ahead) {
   using G = Gemm<T>;
   using V = typename G::V;
   using C = typename G::C;
@@ -127,7 +127,7 @@ FASTACT_FN void micro_kernel(const char* a, int64_t row_bytes, const char* b, in
   }
   FASTACT_UNROLL for (int i = 0; i < MR; ++i) {
     FASTACT_UNROLL for (int j = 0; j < NV; ++j) {
-      C* to = c + i * G::kPanel + j * V::size;
+      C* to = c + i * c_stride + j * V::size;
       (first ? sum[i][j] : V::load(to) + sum[i][j]).store(to);
     }
   }
@@ -137,7 +137,8 @@ FASTACT_FN void micro_kernel(const char* a, int64_t row_bytes, const char* b, in
 template <class T, int NV>
 void multiply_rows(const char* a, int64_t row_bytes, const char* b, int64_t b_bytes, int64_t units,
                    int64_t rows, bool first, const compute_t<T>* bias, bool per_row,
-                   compute_t<T>* c, bool look_ahead, const char* stored, int64_t stored_bytes) {
+                   compute_t<T>* c, int64_t c_stride, bool look_ahead, const char* stored,
+                   int64_t stored_bytes) {
   using G = Gemm<T>;
   // As many rows as fill the registers with sums: 24 of 32, 12 of 16.
   constexpr int kRows = NV * 2 <= G::kWidth ? 12 : 6;
@@ -151,9 +152,10 @@ void multiply_rows(const char* a, int64_t row_bytes, const char* b, int64_t b_by
   }
   const auto run = [&](auto count) FASTACT_LAMBDA {
     constexpr int MR = decltype(count)::value;
-    micro_kernel<T, MR, NV>(a, row_bytes, b, b_bytes, units, first, bias, per_row, c, ahead);
+    micro_kernel<T, MR, NV>(a, row_bytes, b, b_bytes, units, first, bias, per_row, c, c_stride,
+                            ahead);
     a += MR * row_bytes;
-    c += MR * G::kPanel;
+    c += MR * c_stride;
     ahead.line += ahead.lines * kLinesOfA;
     if (ahead.stored) {
       ahead.stored += MR * stored_bytes;
@@ -206,7 +208,7 @@ void gemm_tile(const GemmTile& t) {
         multiply_rows<T, decltype(width)::value>(
             a, t.row_bytes, b + column * G::kUnitBytes, t.b_bytes, units, t.rows,
             k == 0 && !t.accumulate, own_bias, t.bias_per_row, static_cast<C*>(t.c) + column,
-            look_ahead, stored, t.stored_bytes);
+            t.c_stride, look_ahead, stored, t.stored_bytes);
       };
       if (registers >= G::kWidth) {
         run(std::integral_constant<int, G::kWidth>());
@@ -618,6 +620,7 @@ void add_rows(const void* x_, int64_t stride, int64_t rows, int64_t columns, voi
 template <class T>
 constexpr GemmKernels kGemmKernels = {
     Gemm<T>::kPanel,
+    Gemm<T>::V::size,
     Gemm<T>::kUnitBytes,
     // Rows of T are rows of units where nothing is widened.
     std::is_same<T, compute_t<T>>::value || Gemm<T>::kPairs,

@@ -77,10 +77,10 @@ struct SoftmaxKernels {
 };
 
 // One tile of a matrix product (see kernels/gemm.h): `rows` rows of a, `units` units of k long and
-// `row_bytes` apart, by `columns` columns of b, at most a panel, whose rows are `b_bytes` apart. c
-// is of the compute type and has rows of a panel's width; all columns of the last register are
-// written. With `accumulate` they are added to, else they begin with `bias`, which has an element
-// for each column, or row, or is null.
+// `row_bytes` apart, by `columns` columns of b, at most a panel, whose rows are `b_bytes` apart: a
+// whole number of registers of them, or the last ones are read, and written, beyond. c is of the
+// compute type; its rows are `c_stride` elements apart. With `accumulate` they are added to, else
+// they begin with `bias`, which has an element for each column, or row, or is null.
 struct GemmTile {
   const void* a;
   int64_t row_bytes;
@@ -93,6 +93,7 @@ struct GemmTile {
   bool bias_per_row;
   bool accumulate;
   void* c;
+  int64_t c_stride;
   // Where rows of the dtype are to be stored afterwards, `stored_bytes` apart, or null: fetched
   // meanwhile.
   const void* stored;
@@ -119,6 +120,7 @@ constexpr int64_t kMaxGemmRows = 8;
 // float. Strides are in elements.
 struct GemmKernels {
   int64_t panel;       // columns
+  int64_t lanes;       // of them in a register
   int64_t unit_bytes;  // as packed
   bool rows_in_place;  // a needs no packing where its elements along k are neighbours
   int64_t depth;       // elements of k in a unit
