@@ -299,7 +299,9 @@ class _Fuser:
             activation.name,
             tuple(map(_plain_number, activation.parameters)),
         )
-        if activation.slope is not None:
+        if activation.slope is not None and last.op == "call_module":
+            arguments += (graph.call_function(slope_of, (_lookup(graph, last.target),)),)
+        elif activation.slope is not None:
             arguments += (graph.create_node("get_attr", activation.slope),)
         keywords = {} if residual is None else {"residual": residual}
         if self.frozen and residual is None:
