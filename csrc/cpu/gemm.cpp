@@ -22,7 +22,8 @@ constexpr int64_t kTileBytes = kTileRows * kPanelRowBytes;
 // rows, and takes 72 (2 threads, Zen 5).
 constexpr int64_t kFewUnits = 32;
 constexpr int64_t kRowsOfFewUnits = 12;
-constexpr int64_t kPanelBytes = 64 << 10;  // of a panel that is packed a part at a time
+constexpr int64_t kPanelBytes = 64 << 10;     // of a panel that is packed a part at a time
+constexpr int64_t kUnitsPackedTogether = 16;  // whole registers of every type
 constexpr int64_t kElementsOfFewRows = kTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row
 
 // Multiply-adds that a thread is woken for: 4 us of one core, where waking it and waiting for it
@@ -211,9 +212,27 @@ struct Work {
   Tensor pack_panels(const void* data, int64_t k_stride, int64_t stride, int64_t columns) const {
     const int64_t count = panels(columns);
     Tensor packed = empty({count * panel_bytes()}, at::kByte);
-    void* to = packed.mutable_data_ptr();
-    split(count, [&](int64_t begin, int64_t end) {
-      g.pack_panels(data, k_stride, stride, p.k, columns, begin, end, to);
+    char* to = static_cast<char*>(packed.mutable_data_ptr());
+    // Few panels, of few rows of input, are divided along k, too: 32x784x256 has one.
+    const int64_t threads = at::get_num_threads();
+    const int64_t parts = count % threads && count < 4 * threads ? threads : 1;
+    const int64_t part =
+        ceil_div(ceil_div(units, parts), kUnitsPackedTogether) * kUnitsPackedTogether;
+    split(count * parts, [&](int64_t begin, int64_t end) {
+      if (parts == 1) {
+        return g.pack_panels(data, k_stride, stride, p.k, columns, begin, end, to);
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t panel = i / parts;
+        const int64_t unit = i % parts * part;
+        const int64_t k = unit * g.depth;
+        if (k < p.k) {
+          g.pack_panels(
+              static_cast<const char*>(data) + (k * k_stride + panel * g.panel * stride) * size,
+              k_stride, stride, std::min(part * g.depth, p.k - k), columns - panel * g.panel, 0, 1,
+              to + panel * panel_bytes() + unit * g.panel * g.unit_bytes);
+        }
+      }
     });
     return packed;
   }
@@ -327,6 +346,7 @@ int64_t gemm_packed_bytes(Dtype dtype, int64_t k, int64_t n) {
 
 void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* packed) {
   const GemmKernels& g = kernels().gemm[dtype];
+  std::memset(packed, 0, gemm_packed_bytes(dtype, k, n));
   g.pack_panels(b.data, b.row_stride, b.column_stride, k, n, 0, ceil_div(n, g.panel), packed);
 }
 

@@ -284,7 +284,7 @@ constexpr int64_t kPackedTogether = 64;
 // it, 1.8 without (2 threads, Zen 5).
 constexpr int64_t kUnitsAhead = 16;
 
-// Columns of one panel from `column` on: those of b past the n-th are 0.
+// Columns of b in a register of one panel, from `column` on.
 template <class T>
 FASTACT_FN int panel_columns(int64_t n, int64_t panel, int column) {
   using G = Gemm<T>;
@@ -313,8 +313,9 @@ void pack_panels_by_rows(const T* b, int64_t k_stride, int64_t k, int64_t n, int
         }
         FASTACT_UNROLL for (int column = 0; column < G::kPanel; column += V::size) {
           const int count = panel_columns<T>(n, panel, column);
-          const T* from = b + panel * G::kPanel + column;
-          (count ? load_rows(from, k_stride, unit, k, count) : V(0)).store(to + column);
+          if (count > 0) {
+            load_rows(b + panel * G::kPanel + column, k_stride, unit, k, count).store(to + column);
+          }
         }
       }
     }
@@ -322,7 +323,7 @@ void pack_panels_by_rows(const T* b, int64_t k_stride, int64_t k, int64_t n, int
 }
 
 // The panels [first, last) of b: k rows and n columns, each `k_stride` and `n_stride` elements
-// apart. Columns past the n-th are 0.
+// apart. Columns past the n-th are 0 up to a register's end; nothing is written behind that.
 template <class T>
 void pack_panels(const void* b_, int64_t k_stride, int64_t n_stride, int64_t k, int64_t n,
                  int64_t first, int64_t last, void* packed_) {
@@ -339,12 +340,11 @@ void pack_panels(const void* b_, int64_t k_stride, int64_t n_stride, int64_t k, 
     C* to = packed + panel * units * G::kPanel;
     for (int column = 0; column < G::kPanel; column += V::size) {
       const int count = panel_columns<T>(n, panel, column);
-      const T* from = b + (panel * G::kPanel + column) * n_stride;
       if (count == 0) {
-        for (int64_t unit = 0; unit < units; ++unit) {
-          V(C(0)).store(to + unit * G::kPanel + column);
-        }
-      } else if (k_stride == 1) {
+        break;
+      }
+      const T* from = b + (panel * G::kPanel + column) * n_stride;
+      if (k_stride == 1) {
         for (int64_t unit = 0; unit < units; unit += V::size) {
           V rows[V::size];
           for (int i = 0; i < V::size; ++i) {
