@@ -2,6 +2,7 @@
 whatever the threads and the batch?"""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -71,6 +72,22 @@ def test_integers_are_exact(dtype):
         b = torch.randint(-2, 3, (n,)).to(dtype)
         for name, product in _products(x, w, b):
             assert torch.equal(product.double(), F.linear(x.double(), w.double(), b.double())), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_of_the_bias_is_exact_to_some_units(dtype):
+    """Of equal numbers, whose rounding errors do not cancel; of infinities; and of any shape."""
+    for m, n in ((32768, 1), (8000, 4), (4097, 17), (1000, 32), (300, 300), (70000, 3)):
+        x, w, grad = torch.zeros(m, 1), torch.zeros(n, 1), torch.full((m, n), 0.1)
+        arguments = [t.to(dtype) for t in (grad, x, w)]
+        mask = [False, False, True, False, False]
+        [g, *operands] = arguments
+        _, _, db, *_ = ops.linear_backward(g, None, *operands, None, None, None, [], mask)
+        exact = g[0, 0].double().item() * m
+        assert (db.double() / exact - 1).abs().max() < 8 * torch.finfo(dtype).eps, (m, n)
+        g[m // 3] = math.inf
+        _, _, db, *_ = ops.linear_backward(g, None, *operands, None, None, None, [], mask)
+        assert db.isinf().all(), (m, n)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

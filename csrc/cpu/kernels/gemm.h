@@ -602,6 +602,10 @@ void widen_row(const void* x_, void* y_, int64_t n) {
   }
 }
 
+// Sums of a few rows are added up together with what each addition loses (Kahan): the sum of 32,768
+// numbers of 0.1 is off by less than 1e-6 of it, in one chain by 2.5e-4.
+constexpr int64_t kRowsOfOneChain = 8;
+
 template <class T>
 void add_rows(const void* x_, int64_t stride, int64_t rows, int64_t columns, void* sums_) {
   using V = Vec<compute_t<T>>;
@@ -609,10 +613,26 @@ void add_rows(const void* x_, int64_t stride, int64_t rows, int64_t columns, voi
   for (int64_t j = 0; j < columns; j += V::size) {
     const T* x = static_cast<const T*>(x_) + j;
     const int rest = columns - j >= V::size ? V::size : static_cast<int>(columns - j);
+    const auto load = [&](int64_t i) FASTACT_LAMBDA {
+      return rest == V::size ? V::load(x + i * stride) : V::load(x + i * stride, rest);
+    };
     V sum = rest == V::size ? V::load(sums + j) : V::load(sums + j, rest);
-    for (int64_t i = 0; i < rows; ++i) {
-      sum = sum + (rest == V::size ? V::load(x + i * stride) : V::load(x + i * stride, rest));
+    V plain = sum;
+    V lost(0);
+    for (int64_t i = 0; i < rows;) {
+      const int64_t end = rows - i < kRowsOfOneChain ? rows : i + kRowsOfOneChain;
+      V part = load(i);
+      for (++i; i < end; ++i) {
+        part = part + load(i);
+      }
+      const V term = part - lost;
+      const V next = sum + term;
+      lost = (next - sum) - term;
+      sum = next;
+      plain = plain + part;
     }
+    // What an infinite sum loses is not a number.
+    sum = select(sum <= sum, sum, plain);
     rest == V::size ? sum.store(sums + j) : sum.store(sums + j, rest);
   }
 }
