@@ -48,17 +48,26 @@ _LAYERS = {torch.nn.Linear, Linear, *TWINS, *TWINS.values()}
 # ---- what a rewritten forward calls in training mode -------------------------------------------
 
 
+_NO_RESIDUAL = object()
+
+
 def _fused_linear(
     linear: torch.nn.Module,
     input: Tensor,
     name: str | None,
     parameters: Any,
     slope: Tensor | None,
-    residual: Tensor | None,
+    residual: Any,
+    residual_first: bool,
 ) -> Tensor | None:
-    """None where the layer has since become one that must run on its own, or the residual is not a
-    tensor."""
-    if residual is not None and not isinstance(residual, Tensor):
+    """None where the layer has since become one that must run on its own, or the residual is one
+    that the operator would not add as it was written."""
+    if residual is _NO_RESIDUAL:
+        residual = None
+    elif not isinstance(residual, Tensor) or (
+        # The first operand decides the strides of a sum.
+        residual_first and not (residual.layout is torch.strided and residual.is_contiguous())
+    ):
         return None
     if type(linear) is FrozenLinear:
         return linear.with_epilogue(input, name, parameters, slope, residual)
@@ -72,12 +81,21 @@ def _fused_linear(
     return _C.linear(input, own["weight"], own["bias"], name, parameters, slope, residual)
 
 
-def _unfused_linear(linear: torch.nn.Module, input: Tensor, residual: Any) -> Tensor:
-    return linear(input) if residual is None else linear(input) + residual
+def _unfused_linear(
+    linear: torch.nn.Module, input: Tensor, residual: Any, residual_first: bool
+) -> Tensor:
+    output = linear(input)
+    if residual is _NO_RESIDUAL:
+        return output
+    return residual + output if residual_first else output + residual
 
 
 def linear_then_module(
-    linear: torch.nn.Module, activation: torch.nn.Module, input: Tensor, residual: Any = None
+    linear: torch.nn.Module,
+    activation: torch.nn.Module,
+    input: Tensor,
+    residual: Any = _NO_RESIDUAL,
+    residual_first: bool = False,
 ) -> Tensor:
     """activation(linear(input) + residual), in one operator unless a hook, a parametrization or
     another module has come between since the conversion."""
@@ -85,10 +103,10 @@ def linear_then_module(
     epilogue = read(activation) if read and not has_hooks(activation) else None
     if epilogue is not None:
         slope = slope_of(activation) if epilogue[0] == "prelu" else None
-        output = _fused_linear(linear, input, *epilogue, slope, residual)
+        output = _fused_linear(linear, input, *epilogue, slope, residual, residual_first)
         if output is not None:
             return output
-    return activation(_unfused_linear(linear, input, residual))
+    return activation(_unfused_linear(linear, input, residual, residual_first))
 
 
 def linear_then_function(
@@ -97,12 +115,13 @@ def linear_then_function(
     name: str | None,
     parameters: tuple[float, ...],
     slope: Tensor | None = None,
-    residual: Any = None,
+    residual: Any = _NO_RESIDUAL,
+    residual_first: bool = False,
 ) -> Tensor:
     """The same with an activation that is a call of a function, or with none."""
-    output = _fused_linear(linear, input, name, parameters, slope, residual)
+    output = _fused_linear(linear, input, name, parameters, slope, residual, residual_first)
     if output is None:
-        output = _unfused_linear(linear, input, residual)
+        output = _unfused_linear(linear, input, residual, residual_first)
         if name is not None:
             arguments = parameters if slope is None else (slope,)
             output = REGISTRY[name].operator(output, *arguments)
@@ -230,7 +249,8 @@ class _Fuser:
                 known = inspect.signature(F.dropout).bind(*node.args, **node.kwargs).arguments
                 idle = known.get("training") is False
             else:
-                idle = type(module) is torch.nn.Dropout and not has_hooks(module)
+                kept = module is None or has_hooks(module) or "forward" in vars(module)
+                idle = type(module) is torch.nn.Dropout and not kept
             source = node.args[0] if node.args else None
             if idle and isinstance(source, torch.fx.Node):
                 if module is not None:
@@ -276,9 +296,12 @@ class _Fuser:
         if activation is None and residual is None:
             return value, None
         input, linear = _only_input(node), _lookup(graph, node.target)
-        if residual is not None and residual.op == "get_attr":  # it may lie behind the layer's call
-            residual = graph.create_node("get_attr", residual.target)
-        partners = [] if residual is None else ["a residual"]
+        partners, keywords = [], {}
+        if residual is not None:
+            partners.append("a residual")
+            keywords = {"residual": residual, "residual_first": value.args[0] is residual}
+            if residual.op == "get_attr":  # it may lie behind the layer's call
+                keywords["residual"] = graph.create_node("get_attr", residual.target)
         if activation is None:
             activation = _Activation(value, None, (), None)
         elif activation.node.op == "call_module":
@@ -289,10 +312,7 @@ class _Fuser:
         last = activation.node
         if last.op == "call_module" and not self.frozen:
             module = _lookup(graph, last.target)
-            arguments = (
-                (linear, module, input) if residual is None else (linear, module, input, residual)
-            )
-            return last, graph.call_function(linear_then_module, arguments)
+            return last, graph.call_function(linear_then_module, (linear, module, input), keywords)
         arguments = (
             linear,
             input,
@@ -303,9 +323,8 @@ class _Fuser:
             arguments += (graph.call_function(slope_of, (_lookup(graph, last.target),)),)
         elif activation.slope is not None:
             arguments += (graph.create_node("get_attr", activation.slope),)
-        keywords = {} if residual is None else {"residual": residual}
-        if self.frozen and residual is None:
-            return last, graph.call_method("with_epilogue", arguments, keywords)
+        if self.frozen and residual is None:  # else only the call tells what the residual is
+            return last, graph.call_method("with_epilogue", arguments)
         return last, graph.call_function(linear_then_function, arguments, keywords)
 
 

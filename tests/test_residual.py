@@ -148,13 +148,13 @@ def test_vmap(fused, shape, in_dims):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast(dtype):
+@pytest.mark.parametrize("fused", SOME, ids=str)
+def test_autocast(fused, dtype):
     """A residual keeps its dtype, and the sum takes the wider one, as PyTorch's + does."""
     x, w, b, residual, slope = _tensors(4, 5, 6, (4, 6), torch.float32)
-    fused = next(f for f in FUSED_CASES if f.name == "relu")
     with torch.autocast("cpu", torch.bfloat16):
         mine, twin = (f(fused, x, w, b, residual.to(dtype), slope) for f in (_mine, _twin))
-    assert mine.dtype == twin.dtype == dtype
+    assert mine.dtype == twin.dtype
     torch.testing.assert_close(mine, twin, rtol=2**-6, atol=2**-5)
 
 
@@ -186,6 +186,23 @@ def test_saves_no_more_than_pytorch(fused):
         saved.append(sum(storages.values()))
         del y
     assert saved[0] <= saved[1]
+
+
+@pytest.mark.parametrize("shape", [(7, 193), (193,)], ids=str)
+def test_the_same_bits_with_gradients_and_on_any_thread(shape):
+    """A residual that has to be broadcast does not lead to another product."""
+    x, w, b, r, _ = _tensors(7, 384, 193, shape, torch.float32)
+    packed = ops.pack_linear(w)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        for weight in (w, w.clone().requires_grad_()):
+            results.append(functional.linear(x, weight, b, residual=r).detach())
+    assert all(torch.equal(result, results[0]) for result in results)
+    expected = ops.linear_packed(x, packed, w, b) + r
+    torch.testing.assert_close(
+        ops.linear_packed(x, packed, w, b, None, [], None, r), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_thread_counts_and_batches():

@@ -13,11 +13,19 @@ namespace {
 using at::autocast::cached_cast;
 using at::autocast::get_lower_precision_fp_from_device_type;
 
+// PReLU lowers what it is given; the sum with a residual may be wider than the product.
+bool is_prelu_of_sum(ActivationName activation, const OptionalTensor& residual) {
+  return activation == "prelu" && is_defined(residual);
+}
+
 template <c10::DeviceType device>
 struct LowerPrecision {
   static Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        ActivationName activation, at::ArrayRef<double> parameters,
                        const OptionalTensor& slope, const OptionalTensor& residual) {
+    if (is_prelu_of_sum(activation, residual)) {
+      return prelu(linear(input, weight, bias, std::nullopt, {}, {}, residual), *slope);
+    }
     static const auto handle = find_operator<LinearSchema>("linear");
     c10::impl::ExcludeDispatchKeyGuard guard(
         at::autocast::get_autocast_dispatch_key_from_device_type(device));
@@ -32,6 +40,10 @@ struct LowerPrecision {
                               const OptionalTensor& bias, ActivationName activation,
                               at::ArrayRef<double> parameters, const OptionalTensor& slope,
                               const OptionalTensor& residual) {
+    if (is_prelu_of_sum(activation, residual)) {
+      return prelu(linear_packed(input, packed, weight, bias, std::nullopt, {}, {}, residual),
+                   *slope);
+    }
     const auto dtype = get_lower_precision_fp_from_device_type(device);
     if (weight.scalar_type() != dtype) {
       return linear(input, weight, bias, activation, parameters, slope, residual);

@@ -2,6 +2,7 @@
 #include "linear.h"
 
 #include <ATen/WrapDimUtils.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/MaybeOwned.h>
 #include <torch/library.h>
@@ -77,16 +78,14 @@ struct MatrixView {
 };
 
 bool covered(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-             const OptionalTensor& slope, const OptionalTensor& residual) {
+             const OptionalTensor& slope) {
   const auto fits = [&](const OptionalTensor& t) {
     return !is_defined(t) || (has_kernels(*t) && t->scalar_type() == input.scalar_type());
   };
   return has_kernels(input) && has_kernels(weight) && weight.dim() == 2 && fits(bias) &&
          fits(slope) &&
          (!is_defined(bias) || (bias->dim() == 1 && bias->numel() == weight.size(0))) &&
-         (!is_defined(slope) || slope->dim() <= 1) &&
-         (!is_defined(residual) ||
-          (has_kernels(*residual) && fits_output(*residual, input, weight)));
+         (!is_defined(slope) || slope->dim() <= 1);
 }
 
 // Whether the activation is a softmax over the last dimension.
@@ -155,15 +154,28 @@ bool tiled(const Tensor& input, const Tensor& weight, const Epilogue& epilogue) 
          (input.dim() == 2 && slope.numel() == weight.size(0));
 }
 
+// A residual that cannot be added to the tiles is added to the product.
+Tensor inference(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                 const OptionalTensor& residual, const Epilogue& epilogue, const void* packed) {
+  if (!is_defined(residual) || (has_kernels(*residual) && fits_output(*residual, input, weight))) {
+    return std::get<0>(
+        forward(input, weight, bias, residual, epilogue, packed, /*training=*/false));
+  }
+  static const Epilogue identity("linear", std::nullopt, {}, std::nullopt);
+  const Tensor product =
+      std::get<0>(forward(input, weight, bias, std::nullopt, identity, packed, /*training=*/false));
+  return epilogue.apply(at::add(product, *residual));
+}
+
 Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   ActivationName activation, at::ArrayRef<double> parameters,
                   const OptionalTensor& slope, const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  if (!covered(input, weight, bias, slope, residual) || !tiled(input, weight, epilogue)) {
+  if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue)) {
     return compose_linear(input, weight, bias, activation, parameters, slope, residual);
   }
-  return std::get<0>(forward(input, weight, bias, residual, epilogue, nullptr, /*training=*/false));
+  return inference(input, weight, bias, residual, epilogue, nullptr);
 }
 
 std::tuple<Tensor, Tensor> linear_training_cpu(const Tensor& input, const Tensor& weight,
@@ -173,7 +185,7 @@ std::tuple<Tensor, Tensor> linear_training_cpu(const Tensor& input, const Tensor
                                                const OptionalTensor& slope) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  if (!covered(input, weight, bias, slope, std::nullopt) || !tiled(input, weight, epilogue) ||
+  if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue) ||
       !epilogue.is_elementwise()) {
     return compose_linear_training(input, weight, bias, activation, parameters, slope);
   }
@@ -208,7 +220,7 @@ Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor
                          const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
-  if (packed.numel() == 0 || !covered(input, weight, bias, slope, residual) ||
+  if (packed.numel() == 0 || !covered(input, weight, bias, slope) ||
       !tiled(input, weight, epilogue)) {
     return linear_cpu(input, weight, bias, activation, parameters, slope, residual);
   }
@@ -218,13 +230,12 @@ Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor
                   packed.numel() == expected,
               "fastact.linear_packed(): packed: expected what pack_linear(weight) returns, ",
               expected, " bytes, got ", packed.toString(), " of shape ", packed.sizes());
-  return std::get<0>(forward(input, weight, bias, residual, epilogue, packed.const_data_ptr(),
-                             /*training=*/false));
+  return inference(input, weight, bias, residual, epilogue, packed.const_data_ptr());
 }
 
 std::string linear_road(const Tensor& input, const Tensor& weight, bool packed) {
   check_linear(input, weight, std::nullopt);
-  if (!covered(input, weight, std::nullopt, std::nullopt, std::nullopt)) {
+  if (!covered(input, weight, std::nullopt, std::nullopt)) {
     return "aten";
   }
   const MatrixView x(input);
@@ -302,10 +313,10 @@ Epilogue::Gradients gradient_before(const Epilogue& epilogue, const Tensor& grad
     } else {
       form = [=, backward = kernel.prelu_backward, w = slope.const_data_ptr()](
                  int64_t row, int64_t rows, void* dslope) {
-        const int64_t together = by_columns ? 1 : rows;
-        for (int64_t i = row; i < row + rows; i += together) {
+        const int64_t step = by_columns ? 1 : rows;
+        for (int64_t i = row; i < row + rows; i += step) {
           const int64_t at = i * row_bytes;
-          backward(g + at, s + at, w, by_columns, dz + at, dslope, together * n);
+          backward(g + at, s + at, w, by_columns, dz + at, dslope, step * n);
         }
       };
     }
