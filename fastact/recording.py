@@ -15,6 +15,7 @@ import importlib
 import inspect
 import linecache
 import math
+import operator
 import random
 import re
 import sys
@@ -73,6 +74,20 @@ class _Value(torch.fx.Proxy):
         if self.node.op == "placeholder":
             return Tensor
         raise Unrecordable("it asks for the class of an intermediate value")
+
+
+def _in_place(name: str) -> Callable[[_Value, Any], _Value]:
+    function = getattr(operator, name)
+
+    def method(self: _Value, other: Any) -> _Value:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+# A Proxy lacks them, and Python takes x + y for x += y then: who else holds x would miss the write.
+for _name in torch.fx.graph.inplace_methods:
+    setattr(_Value, f"__{_name}__", _in_place(_name))
 
 
 class Recorder(torch.fx.Tracer):

@@ -297,6 +297,117 @@ def test_dropout_beside_a_residual(expression):
     assert seen.residuals == 0
 
 
+class Wrapped:
+    """Adds in its own way, and only from the left."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __add__(self, other):
+        return self.value - other
+
+
+# What only a call shows: fused or not, the sum is the one that was written.
+UNUSUAL_SUMS = {
+    "None": "None",
+    "an object of its own": "Wrapped(x)",
+    "a number": "x.size(0)",
+    "other strides": "x.t().contiguous().t()",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("first", UNUSUAL_SUMS)
+def test_the_first_operand_decides(first, mode):
+    class Pick(nn.Module):
+        def forward(self, x):
+            return eval(UNUSUAL_SUMS[first], {"Wrapped": Wrapped, "x": x})
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pick, self.fc = Pick(), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.pick(x) + self.fc(x)
+
+    model = Sum().eval()
+    converted = fastact.convert(model, mode=mode)
+    if first == "None":
+        for one in (model, converted):
+            with pytest.raises(TypeError):
+                one(X)
+        return
+    expected, actual = model(X), converted(X)
+    torch.testing.assert_close(actual, expected)
+    assert actual.stride() == expected.stride()
+
+
+# Who else holds what += writes to.
+IN_PLACE = {
+    "x += self.fc(x)\nreturn x": [],
+    "z = x * 1\nv = z[:, :3]\nz += self.fc(x)\nreturn v": [],
+    "z = x * 1\ny = z\ny += self.fc(x)\nreturn z, y": [],
+    "z = x * 1\ny = z\ny *= 2\nreturn z, F.relu(self.fc(x))": ["relu"],
+    "y = self.fc(x)\ny += x\nreturn y": [],
+    "y = self.fc(x)\ny -= 1\nreturn F.relu(y)": [],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("body", IN_PLACE)
+def test_in_place_operators(body, mode):
+    scope = {"F": F}
+    exec("def forward(self, x):\n    x = x * 1\n    " + body.replace("\n", "\n    "), scope)
+    model = type("InPlace", (nn.Module,), {"forward": scope["forward"]})()
+    model.fc = nn.Linear(6, 6)
+    check(model, X, expected=IN_PLACE[body], mode=mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_argument_is_written_to(mode):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            x += self.fc(x)
+            return x + self.fc2(x)
+
+    model = Writes()
+    converted = fastact.convert(model, mode=mode)
+    mine, theirs = X.clone(), X.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(converted(mine), model(theirs))
+    torch.testing.assert_close(mine, theirs)
+    assert not torch.equal(mine, X)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_of_a_sum_before_prelu(mode):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(6, 6), nn.PReLU()
+
+        def forward(self, x):
+            return self.act(x + self.fc(x))
+
+    model = Sum()
+    converted = fastact.convert(model, mode=mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, actual = model(X), converted(X)
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=2**-6, atol=2**-6)
+
+
+def test_a_dropout_with_a_forward_of_its_own():
+    model = of_residual("x + self.drop(self.fc(x))").eval()
+    model.drop.forward = lambda x: x * 7
+    torch.testing.assert_close(fastact.convert(model)(X), model(X))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_hooks_on_a_layer_with_a_residual_run(mode):
     converted = fastact.convert(of_residual("x + self.fc(x)"), mode=mode)
