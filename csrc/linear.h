@@ -11,6 +11,8 @@
 
 namespace fastact {
 
+class Epilogue;
+
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -49,6 +51,10 @@ void check_linear(const Tensor& input, const Tensor& weight, const OptionalTenso
 // Whether a residual has the dtype and the shape of the product, so that it can be added to its
 // tiles. Others are promoted and broadcast, as PyTorch's + does it.
 bool fits_output(const Tensor& residual, const Tensor& input, const Tensor& weight);
+
+// The residual's gradient is that before the activation: without an activation a copy of the
+// incoming one, which an operator may not return.
+Tensor residual_gradient(const Epilogue& epilogue, const Tensor& dz);
 
 // Below autograd, on any backend.
 LinearTrainingSchema compose_linear_training;

@@ -276,7 +276,12 @@ class _Watch(TorchDispatchMode):
         self, operator: str, named: Mapping[str, Any], packed: Tensor | None, inside: list[str]
     ) -> tuple[str, str]:
         """Engine and reason of an operator of ours, inside which these operators ran."""
-        if any(not name.startswith("fastact.") for name in inside):
+        # A residual that does not fit the tiles is added to the kernels' product.
+        residual = named.get("residual")
+        added = residual is not None and "aten.add" in inside
+        if any(
+            not name.startswith("fastact.") for name in inside if not (added and name == "aten.add")
+        ):
             return "PyTorch", f"{self.obstacle(operator, named)}: runs {', '.join(inside)}"
         reasons = [f"{self._instruction_set} kernel"]
         if operator in ("linear", "linear_training", "linear_packed"):
@@ -284,7 +289,7 @@ class _Watch(TorchDispatchMode):
             road = torch.ops.fastact.linear_road(named["input"], named["weight"], use_packed)
             reasons.append(f"{road}: {_ROADS[road]}")
             activation = named.get("activation")
-            if named.get("residual") is not None:
+            if residual is not None and not added:
                 reasons.append("residual on its tiles")
             if activation is not None and not inside:
                 by_rows = activation in ("softmax", "log_softmax")

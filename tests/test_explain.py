@@ -199,6 +199,14 @@ def test_linear_on_own_kernels(fused):
         assert rest[1:] == ([] if fused.name is None else [f"{fused.name} on its tiles"])
 
 
+def test_linear_with_a_residual():
+    x, w, r = torch.randn(5, 6), torch.randn(4, 6), torch.randn(5, 4)
+    for residual, expected in ((r, ["residual on its tiles"]), (r[0], ["with aten.add"])):
+        row = only_row(lambda residual=residual: functional.linear(x, w, residual=residual))
+        assert (row.operation, row.engine) == ("fastact.linear", "fastact")
+        assert row.reason.split("; ")[2:] == expected
+
+
 @pytest.mark.parametrize("rows", [1, 8, 9, 100, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_road_of_the_product(rows, dtype):

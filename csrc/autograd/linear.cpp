@@ -206,9 +206,7 @@ LinearGradients linear_gradients(const Epilogue& epilogue, const Tensor& grad, c
   return {mask[0] ? at::matmul(dz, *weight) : none(),
           mask[1] ? at::mm(as_matrix(dz).t(), as_matrix(*input)) : none(),
           mask[2] ? as_matrix(dz).sum(0) : none(), mask[3] ? dslope : none(),
-          !mask[4]                 ? none()
-          : epilogue.is_identity() ? dz.clone()
-                                   : dz};
+          mask[4] ? residual_gradient(epilogue, dz) : none()};
 }
 
 LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
@@ -375,6 +373,10 @@ Tensor compose_linear(const Tensor& input, const Tensor& weight, const OptionalT
   check_linear(input, weight, bias);
   return epilogue.apply_in_place(
       with_residual(at::linear(input, weight, bias).contiguous(), value_or_undefined(residual)));
+}
+
+Tensor residual_gradient(const Epilogue& epilogue, const Tensor& dz) {
+  return epilogue.is_identity() ? dz.clone() : dz;
 }
 
 bool fits_output(const Tensor& residual, const Tensor& input, const Tensor& weight) {

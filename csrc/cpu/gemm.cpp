@@ -85,27 +85,29 @@ struct Work {
 
   // Whether a thread computes all columns of its rows of c, so that it can finish them while they
   // are in its cache: where there are rows enough, since each block of them reads all of b.
-  bool completes_rows(int64_t rows, bool transposed) const {
-    return p.epilogue.softmax && !transposed && rows > kTileRows;
+  bool completes_rows(bool transposed) const {
+    return p.epilogue.softmax && !transposed && p.m > kTileRows;
   }
+
+  // Where c[row][column] lies, in bytes.
+  int64_t place(int64_t row, int64_t column) const { return (row * p.c_stride + column) * size; }
 
   // The epilogue of a tile whose first element is c[row][column], or, transposed, whose rows are
   // columns of c.
   void finish(char* tile, int64_t tile_stride, int64_t rows, int64_t columns, int64_t row,
               int64_t column, bool transposed) const {
     const GemmEpilogue& e = p.epilogue;
-    const int64_t place =
-        (transposed ? column * p.c_stride + row : row * p.c_stride + column) * size;
+    const int64_t first = transposed ? place(column, row) : place(row, column);
     if (e.residual && transposed) {
       return finish_turned(tile, tile_stride, rows, columns, row, column);
     }
     if (e.residual) {
-      g.add_to_tile(static_cast<const char*>(e.residual) + place, p.c_stride, rows, columns, tile,
+      g.add_to_tile(static_cast<const char*>(e.residual) + first, p.c_stride, rows, columns, tile,
                     tile_stride);
     }
     const auto store = [&](void* to) {
       (transposed ? g.store_transposed : g.store_rows)(tile, tile_stride, rows, columns,
-                                                       static_cast<char*>(to) + place, p.c_stride);
+                                                       static_cast<char*>(to) + first, p.c_stride);
     };
     if (e.before) {
       store(e.before);
@@ -144,7 +146,7 @@ struct Work {
   void multiply(const void* a, int64_t row_bytes, int64_t rows, int64_t columns, const Panel& panel,
                 bool transposed, int64_t step) const {
     const int64_t count = panels(columns);
-    const bool whole_rows = completes_rows(rows, transposed);
+    const bool whole_rows = completes_rows(transposed);
     const int64_t height = tile_rows(rows, whole_rows ? 1 : count, transposed);
     const int64_t blocks = ceil_div(rows, height);
     const int64_t together = whole_rows ? count : 1;
@@ -176,8 +178,7 @@ struct Work {
           g.tile({static_cast<const char*>(a) + row * row_bytes + first * g.unit_bytes, row_bytes,
                   b, b_bytes, own_units, tile_rows, tile_columns, bias, transposed,
                   /*accumulate=*/first > 0, tile, tile_stride,
-                  stored ? static_cast<const char*>(p.c) + (row * p.c_stride + column) * size
-                         : nullptr,
+                  stored ? static_cast<const char*>(p.c) + place(row, column) : nullptr,
                   p.c_stride * size});
           first += own_units;
         } while (first < units);
@@ -331,8 +332,7 @@ void gemm(const GemmProblem& p) {
     const Work work(p);
     const GemmRoad road = gemm_road(p);
     work.run(road);
-    if (p.epilogue.softmax &&
-        !work.completes_rows(p.m, road == GemmRoad::kSwapped || road == GemmRoad::kFewRows)) {
+    if (p.epilogue.softmax && !work.completes_rows(road == GemmRoad::kSwapped)) {
       parallel_for(p.m, std::max<int64_t>(kSoftmaxGrain / p.n, 1),
                    [&](int64_t begin, int64_t end) { work.finish_rows(begin, end - begin); });
     }

@@ -353,9 +353,7 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
   const int64_t m = g.rows;
   const int64_t n = dz.size(-1);
   LinearGradients result{none(), none(), dbias, mask[3] ? dslope : none(),
-                         !mask[4]                 ? none()
-                         : epilogue.is_identity() ? dz.clone()
-                                                  : dz};
+                         mask[4] ? residual_gradient(epilogue, dz) : none()};
   if (mask[0]) {
     const MatrixView w(*weight);
     const int64_t k = weight->size(1);

@@ -143,7 +143,8 @@ struct GemmKernels {
                       int64_t tile_stride);
   // Elements of the dtype into ones of the compute type.
   void (*widen)(const void* x, void* y, int64_t n);
-  // sums[j] += x[0][j] + x[1][j] + ..., in that order; sums are of the compute type.
+  // sums[j] += x[0][j] + x[1][j] + ..., in an order that `rows` alone decides; sums are of the
+  // compute type.
   void (*add_rows)(const void* x, int64_t stride, int64_t rows, int64_t columns, void* sums);
 };
 
