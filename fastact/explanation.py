@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from fastact import conversion, functional
 from fastact.activations import KERNEL_DTYPES
-from fastact.patterns import TWINS
+from fastact.conversion import site
+from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
 
 # What torch.ops.fastact.linear_road() returns.
 _ROADS = {
@@ -44,8 +45,8 @@ _FUNCTIONS = {
     "rrelu_with_noise": "rrelu",
 } | {name: name for name in functional.__all__}
 
-# What fastact.convert replaces, and classes derived from it.
-_REPLACED = (torch.nn.Linear, *TWINS)
+# What fastact computes in their place, and classes derived from it.
+_LAYERS, _ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
 
 # Called by kernels of fastact too: they compute nothing.
 _FACTORIES = ("empty", "new_empty", "new_zeros", "zeros")
@@ -74,11 +75,44 @@ class Row:
     reason: str
 
 
+@dataclass(frozen=True)
+class SiteCall:
+    """One call of a site of a converted model.
+
+    Attributes:
+        where: the path of the layer.
+        source: the chain as it is written; "" for a torch.nn.Sequential.
+        line: file and line.
+        fused: what ran in the layer's operator: "norm", "dropout", "residual", the activation's
+            name.
+        engine: "fastact" where the layer ran as an operator of ours; "PyTorch" where it was called
+            as it is written.
+        reason: why no more was fused; "" where all was.
+    """
+
+    where: str
+    source: str
+    line: str
+    fused: tuple[str, ...]
+    engine: str
+    reason: str
+
+
+def _table(cells: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What :func:`explain` returns. Printed, a table; ``rows`` are for programs."""
+    """What :func:`explain` returns. Printed, two tables; ``rows`` and ``sites`` are for
+    programs."""
 
     rows: tuple[Row, ...]
+    sites: tuple[SiteCall, ...] = ()
 
     def __str__(self) -> str:
         cells = [("operation", "where", "shapes", "dtype", "engine", "reason")]
@@ -86,13 +120,16 @@ class Report:
             shapes = ", ".join("x".join(map(str, shape)) or "()" for shape in row.shapes)
             dtype = _name_of(row.dtype)
             cells.append((row.operation, row.where, shapes, dtype, row.engine, row.reason))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in cells
-        ]
         own = sum(row.engine == "fastact" for row in self.rows)
-        return "\n".join([*lines, f"{own} of {len(self.rows)} operations on fastact's kernels"])
+        lines = [*_table(cells), f"{own} of {len(self.rows)} operations on fastact's kernels"]
+        if self.sites:
+            cells = [("site", "where", "engine", "fused with", "why not more")]
+            for one in self.sites:
+                place = "torch.nn.Sequential" if not one.source else one.source
+                cells.append((place, one.where, one.engine, ", ".join(one.fused), one.reason))
+            fused = sum(one.engine == "fastact" for one in self.sites)
+            lines += ["", *_table(cells), f"{fused} of {len(self.sites)} calls of sites fused"]
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -113,7 +150,8 @@ def explain(model_or_callable: Callable[..., Any], *example_inputs: Any) -> Repo
         example_inputs: what it is called with.
 
     Returns:
-        A :class:`Report`: a table to print, with ``rows`` for programs.
+        A :class:`Report`: tables to print; ``rows`` has each operation, ``sites`` what each site of
+        a converted model fused, and why not more.
 
     Raises:
         TypeError: the model cannot be called, or is a compiled one.
@@ -125,10 +163,13 @@ def explain(model_or_callable: Callable[..., Any], *example_inputs: Any) -> Repo
         >>> for row in fastact.explain(model, x).rows:
         ...     print(row.operation, row.where, row.engine, row.reason, sep=" | ")
         aten.addmm | 0 | PyTorch | fastact.convert replaces torch.nn.Linear
-        aten.relu | 1 | PyTorch | fastact.convert replaces torch.nn.ReLU
+        aten.relu | 1 | PyTorch | fastact.nn.ReLU computes it
         >>> [row] = fastact.explain(fastact.convert(model), x).rows
         >>> row.operation, row.where, row.engine
         ('fastact.linear_packed', '0', 'fastact')
+        >>> [call] = fastact.explain(fastact.convert(model), x).sites
+        >>> call.where, call.fused
+        ('0', ('relu',))
     """
     if not callable(model_or_callable):
         raise TypeError(
@@ -141,9 +182,9 @@ def explain(model_or_callable: Callable[..., Any], *example_inputs: Any) -> Repo
             f"got a compiled one, {type(model_or_callable).__name__}; explain what it was made of"
         )
     watch = _Watch(getattr(model_or_callable, "__self__", model_or_callable))
-    with watch.following_modules(), watch:
+    with watch.following_modules(), site.observing(watch.note_site), watch:
         model_or_callable(*example_inputs)
-    return Report(tuple(watch.rows))
+    return Report(tuple(watch.rows), tuple(watch.sites))
 
 
 def is_compiled(function: Any) -> bool:
@@ -170,6 +211,8 @@ class _Watch(TorchDispatchMode):
     def __init__(self, root: Any) -> None:
         super().__init__()
         self.rows: list[Row] = []
+        self.sites: list[SiteCall] = []
+        self._left: dict[int, str] = {}  # layers that a site called as written, by id, and why
         self._instruction_set = torch.ops.fastact.instruction_set()
         self._enabled = torch.ops.fastact.enabled()
         self._paths: dict[torch.nn.Module, str] = {}
@@ -224,6 +267,28 @@ class _Watch(TorchDispatchMode):
                     return holder
         return caller
 
+    def note_site(
+        self, plan: site.Plan | None, layer: Any, taken: list[str] | None, reason: str | None
+    ) -> None:
+        """Of sites that had a layer before them, or something of its class."""
+        if not isinstance(layer, _LAYERS):
+            return
+        if layer not in self._paths:
+            self._add(layer, type(layer).__name__)
+        self._left.pop(id(layer), None)
+        if taken is None:
+            self._left[id(layer)] = reason or ""
+        self.sites.append(
+            SiteCall(
+                self._paths[layer],
+                plan.source if plan else "",
+                plan.where if plan else "",
+                tuple(taken or ()),
+                "PyTorch" if taken is None else "fastact",
+                reason or "",
+            )
+        )
+
     # ---- which engine, and why ----
 
     def __torch_dispatch__(
@@ -259,7 +324,7 @@ class _Watch(TorchDispatchMode):
         elif (caller := _caller()) is not None:
             reason = self.obstacle(operator, named, caller)
         else:
-            reason = _alternative(operator, module)
+            reason = self._alternative(operator, module)
         self.rows.append(
             Row(
                 f"{library}.{operator}",
@@ -297,6 +362,29 @@ class _Watch(TorchDispatchMode):
         if inside:
             reasons.append(f"with {', '.join(inside)}")
         return "fastact", "; ".join(reasons)
+
+    def _alternative(self, operator: str, module: torch.nn.Module | None) -> str:
+        """What fastact has in place of an operator that nobody asked it for."""
+        kind = type(module)
+        public = getattr(torch.nn, kind.__name__, None) is kind
+        name = f"torch.nn.{kind.__name__}" if public else kind.__qualname__
+        if isinstance(module, _LAYERS):
+            if id(module) in self._left:
+                return f"its site calls {name} as written: {self._left[id(module)]}"
+            obstacle = layer_obstacle(module)
+            if obstacle is None or "hooks" in obstacle:
+                return f"fastact.convert replaces {name}"
+            return f"fastact.convert leaves {name}: {obstacle}"
+        if isinstance(module, _ACTIVATIONS) and public:
+            return f"fastact.nn.{kind.__name__} computes it"
+        if "_backward" in operator:
+            return "a gradient of an operation that PyTorch runs, or of a higher order"
+        function = _FUNCTIONS.get(operator, _FUNCTIONS.get(operator.removesuffix("_")))
+        if function == "linear":
+            return "fastact.functional.linear computes it where it is a linear layer"
+        if function is not None:
+            return f"fastact.functional.{function} computes it"
+        return "fastact has no kernel for it"
 
     def obstacle(self, operator: str, named: Mapping[str, Any], caller: str = "") -> str:
         """Why a call of ours, by this module of the package, ran as a composition of PyTorch's."""
@@ -385,24 +473,4 @@ def _run_watched(
         return func.redispatch(keys, *args, **kwargs), inside.names
 
 
-def _alternative(operator: str, module: torch.nn.Module | None) -> str:
-    """What fastact has in place of an operator that nobody asked it for."""
-    kind = type(module)
-    if isinstance(module, _REPLACED) and not kind.__module__.startswith("fastact."):
-        public = getattr(torch.nn, kind.__name__, None) is kind
-        name = f"torch.nn.{kind.__name__}" if public else kind.__qualname__
-        obstacle = conversion.obstacle(module, frozen=True)
-        if obstacle is None:
-            return f"fastact.convert replaces {name}"
-        return f"fastact.convert leaves {name}: {obstacle}"
-    if "_backward" in operator:
-        return "a gradient of an operation that PyTorch runs, or of a higher order"
-    function = _FUNCTIONS.get(operator, _FUNCTIONS.get(operator.removesuffix("_")))
-    if function == "linear":
-        return "fastact.functional.linear computes it where it is a linear layer"
-    if function is not None:
-        return f"fastact.functional.{function} computes it"
-    return "fastact has no kernel for it"
-
-
-__all__ = ["Report", "Row", "explain"]
+__all__ = ["Report", "Row", "SiteCall", "explain"]

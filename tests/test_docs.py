@@ -18,7 +18,7 @@ from fastact.testing import accuracy, operators
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTED = ["", ".conversion", ".environment", ".explanation", ".functional", ".memory"]
+DOCUMENTED = ["", ".conversion.convert", ".environment", ".explanation", ".functional", ".memory"]
 DOCUMENTED += [".nn.linear", ".testing.ulp"]
 
 

@@ -1,0 +1,489 @@
+"""What a site does when it is called.
+
+A site stands in the place of one layer's call with what follows it. It is handed the objects that
+the source names, in the source's order. First it looks: which of the following links it knows, as
+they are now. Looking runs no code but ours. Then either the layer and those links run as one
+operator, or the calls are made that the source makes. Should the operator raise, they are made too,
+and it is they that raise.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
+from torch.nn.modules import module as module_globals
+
+from fastact import _C
+from fastact.activations import REGISTRY
+from fastact.conversion import packing
+from fastact.conversion.links import (
+    IDLE,
+    LAYER_TYPES,
+    LEFT_OUT,
+    METHODS,
+    NORM_TYPES,
+    SUMS,
+    Epilogue,
+    calls_replaced,
+    epilogue_of,
+    interference,
+    is_plain,
+    layer_obstacle,
+    of_call,
+    unknown_layer,
+    untouched_function,
+)
+from fastact.layers import LAYERS, Layer
+
+# ---- what a site is ----------------------------------------------------------------------------
+
+CALL, METHOD, SUM = "call", "method", "sum"
+MISSING = object()
+
+
+class Operand(NamedTuple):
+    """A value that a site reads: a constant; or one that it is handed; or a global of the function;
+    or an attribute of one of those."""
+
+    slot: int = -1
+    name: str = ""  # of the global
+    path: tuple[str, ...] = ()
+    constant: Any = None
+
+    def now(self, values: tuple[Any, ...], scope: dict[str, Any]) -> Any:
+        """As Python reads it."""
+        if self.slot < 0 and not self.name:
+            return self.constant
+        root = values[self.slot] if self.slot >= 0 else _global(scope, self.name)
+        return functools.reduce(getattr, self.path, root)
+
+    def peek(self, values: tuple[Any, ...], scope: dict[str, Any]) -> Any:
+        """The same without running anybody's code; MISSING where that cannot be."""
+        if self.slot < 0 and not self.name:
+            return self.constant
+        root = values[self.slot] if self.slot >= 0 else _global(scope, self.name)
+        for name in self.path:
+            root = peek(root, name)
+        return root
+
+
+class Link(NamedTuple):
+    """One call after the layer's, or a sum."""
+
+    kind: str
+    callee: Operand | None = None  # of a call; of a sum, the function, if it is written as one
+    name: str = ""  # of a method
+    args: tuple[Operand, ...] = ()  # after the value; the other operand of a sum
+    kwargs: tuple[tuple[str, Operand], ...] = ()
+    first: bool = False  # the other operand stands first
+    statement: int = 0  # in which of the joined statements it is written
+
+
+class Plan(NamedTuple):
+    """A site as the source shows it."""
+
+    layer: int  # its slot
+    input: int
+    links: tuple[Link, ...]
+    statements: int  # how many are joined; of more than one, a site also tells how many it has done
+    frozen: bool  # whether weights may be packed
+    where: str  # file and line
+    source: str  # the chain, as written
+
+
+def _global(scope: dict[str, Any], name: str) -> Any:
+    if name in scope:
+        return scope[name]
+    builtins = scope.get("__builtins__", {})
+    return (builtins if isinstance(builtins, dict) else vars(builtins)).get(name, MISSING)
+
+
+_MODULE_TYPE = type(torch)
+_get_attribute, _get_missing = object.__getattribute__, torch.nn.Module.__getattr__
+
+
+def peek(owner: Any, name: str) -> Any:
+    """An attribute, where reading it runs nobody's code; else MISSING."""
+    kind = type(owner)
+    if kind is _MODULE_TYPE:
+        return owner.__dict__.get(name, MISSING)
+    if not isinstance(owner, torch.nn.Module) or kind.__getattribute__ is not _get_attribute:
+        return MISSING
+    inherited = _of_class(kind, name)
+    if inherited is not MISSING and hasattr(type(inherited), "__set__"):
+        return MISSING
+    own = owner.__dict__
+    if name in own:
+        return own[name]
+    if inherited is not MISSING:
+        return MISSING if hasattr(type(inherited), "__get__") else inherited
+    if kind.__getattr__ is not _get_missing:
+        return MISSING
+    for registered in ("_parameters", "_buffers", "_modules"):
+        if name in own[registered]:
+            return own[registered][name]
+    return MISSING
+
+
+def _of_class(kind: type, name: str) -> Any:
+    for base in kind.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name]
+    return MISSING
+
+
+# ---- whether anybody watches -------------------------------------------------------------------
+
+_function_mode = torch._C._is_torch_function_mode_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_functorch_level = torch._C._functorch.maybe_current_level
+_tracing_state = torch._C._get_tracing_state
+_is_autocast = torch.is_autocast_enabled
+
+
+class Observer(NamedTuple):
+    """Who is told what sites do, and is itself no reason to leave a call as it is: explain."""
+
+    thread: int
+    told: Callable[..., None]
+
+
+_observer: Observer | None = None
+
+
+@contextmanager
+def observing(told: Callable[..., None]) -> Iterator[None]:
+    """Inside, told(plan, layer, taken links, why not more) is called for each call of a site in
+    this thread. Whoever observes may have one of each global hook and one dispatch mode."""
+    global _observer
+    before, _observer = _observer, Observer(threading.get_ident(), told)
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def _observed() -> bool:
+    return _observer is not None and _observer.thread == threading.get_ident()
+
+
+def disturbance() -> str | None:
+    """Why no call may be left out now: somebody watches modules, operators or functions."""
+    allowed = _observed()
+    if len(module_globals._global_forward_hooks) > (_observer is not None) or (
+        len(module_globals._global_forward_pre_hooks) > (_observer is not None)
+    ):
+        return "a global forward hook is set"
+    if module_globals._global_backward_hooks or module_globals._global_backward_pre_hooks:
+        return "a global backward hook is set"
+    if is_dynamo_compiling():  # which lets nobody else watch, and cannot ask
+        return None
+    if (_function_mode() or _dispatch_modes() > allowed) and not is_exporting():
+        return "a mode watches every operator"
+    if _tracing_state() is not None:
+        return "torch.jit.trace records it"
+    return calls_replaced()
+
+
+# ---- a fusion ----------------------------------------------------------------------------------
+
+# What PyTorch's backward reads of an activation is its result, so that eager does not allow writing
+# to that. Of all others it is their input: a fused one then keeps the value before the activation.
+KEEPS_RESULT = frozenset(("relu", "sigmoid", "tanh", "softmax", "log_softmax"))
+
+
+class Fusion:
+    """A layer with those links after it that one operator computes."""
+
+    def __init__(self, row: Layer, layer: torch.nn.Module, value: Tensor, frozen: bool) -> None:
+        own = layer._parameters
+        self.row, self.layer, self.value, self.frozen = row, layer, value, frozen
+        self.weight, self.bias = own["weight"], own["bias"]
+        self.norm: torch.nn.Module | None = None
+        self.residual: Tensor | None = None
+        self.epilogue: Epilogue | None = None
+        self.taken: list[str] = []
+        fused = layer.__dict__.get("fused")  # of ours, which may have an activation of its own
+        if fused is not None and fused.name:
+            slope = layer._modules["activation"].weight if fused.name == "prelu" else None
+            self.epilogue = Epilogue(fused.name, fused.parameters, slope)
+
+    def take(self, link: Link, values: tuple[Any, ...], scope: dict[str, Any]) -> str | None:
+        """Adds a link, or says why not."""
+        callee = None if link.callee is None else link.callee.peek(values, scope)
+        args = tuple([operand.peek(values, scope) for operand in link.args])
+        kwargs = {name: operand.peek(values, scope) for name, operand in link.kwargs}
+        if any(value is MISSING for value in (callee, *args, *kwargs.values())):
+            return "an attribute is not a plain one"
+        if link.kind == SUM:
+            return self._add(link, callee, args[0])
+        if link.kind == METHOD:
+            if getattr(Tensor, link.name) is not METHODS[link.name]:
+                return f"torch.Tensor.{link.name} was replaced"
+            if link.name == "add":
+                alone = len(args) == 1 and not kwargs
+                return self._add(link, None, args[0]) if alone else "it is a scaled sum"
+            epilogue = of_call(link.name, args, kwargs) or "its arguments are others than numbers"
+        elif type(callee) in NORM_TYPES and not (args or kwargs):
+            return self._fold(callee)
+        else:
+            epilogue = epilogue_of(callee, args, kwargs)
+        if epilogue is IDLE:
+            self.taken.append("dropout")
+            return None
+        return self._activate(epilogue) if isinstance(epilogue, Epilogue) else epilogue
+
+    def _add(self, link: Link, function: Any, other: Any) -> str | None:
+        if function is not None and function not in SUMS:
+            return "it is no sum that fastact knows"
+        if self.residual is not None or self.epilogue is not None:
+            return "a second sum"
+        if not is_plain(other) or other.layout is not torch.strided:
+            return "what is added is no plain tensor"
+        shape = (*self.value.shape[:-1], *self.weight.shape[:1])
+        if other.shape != shape or not other.dtype == self.value.dtype == self.weight.dtype:
+            return "what is added has another shape or dtype"
+        # The first operand decides the strides of a sum.
+        if link.first and not other.is_contiguous():
+            return "what is added has other strides"
+        # A sum of two dtypes promotes, where an operator of autocast casts.
+        if _is_autocast("cpu"):
+            return "a sum under autocast"
+        self.residual = other
+        self.taken.append("residual")
+        return None
+
+    def _fold(self, norm: torch.nn.Module) -> str | None:
+        reason = interference(norm, NORM_TYPES[type(norm)])
+        if reason is not None:
+            return reason
+        if LEFT_OUT in norm.__dict__:
+            return "left out by filter_fn"
+        if not self.frozen:
+            return "norms are folded for inference alone"
+        if type(norm) is not self.row.norm:
+            return "it is not the norm of such a layer"
+        if self.taken or self.epilogue is not None:
+            return "it does not follow the layer at once"
+        own, buffers = norm._parameters, norm._buffers
+        tensors = [own.get("weight", norm), own.get("bias", norm)]
+        running = [buffers.get("running_mean"), buffers.get("running_var")]
+        features, dtype = self.weight.shape[:1], self.weight.dtype
+        fits = all(
+            t is None or (is_plain(t) and t.shape == features and t.dtype == dtype)
+            for t in (*tensors, *running)
+        )
+        if norm.training or None in running or not fits or self.value.dim() != 2:
+            return "it is not a norm of features by statistics that it keeps"
+        if (
+            dtype not in (torch.float32, torch.float64)
+            or not untouched_function(F, "batch_norm")
+            or not self.may_pack(*tensors, *running)
+            or _is_autocast("cpu")
+        ):
+            return "it cannot be folded here"
+        self.norm = norm
+        self.taken.append("norm")
+        return None
+
+    def _activate(self, epilogue: Epilogue) -> str | None:
+        if self.epilogue is not None:
+            return "a second activation"
+        keeps = epilogue.name in KEEPS_RESULT or not epilogue.inplace
+        if not keeps and self._needs_grad(epilogue.slope):
+            return "in place, its backward reads the result"
+        self.epilogue = epilogue
+        self.taken.append(epilogue.name)
+        return None
+
+    def _needs_grad(self, *others: Tensor | None) -> bool:
+        tensors = (self.value, self.weight, self.bias, self.residual, *others)
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+    def may_pack(self, *others: Tensor | None) -> bool:
+        return (
+            self.frozen
+            and not is_compiling()
+            and self.weight.is_cpu
+            and _functorch_level() is None
+            and not self._needs_grad(*others)
+        )
+
+    def run(self, saves_output: bool = False) -> Tensor:
+        """saves_output: nobody can write to the result, so that backward may read it."""
+        weight, bias = self.weight, self.bias
+        name, parameters, slope, _ = self.epilogue or (None, (), None, False)
+        rest = name, parameters, slope, self.residual
+        if self.may_pack(slope):
+            if self.norm is None:
+                packed = packing.packed(self.row, weight)
+            else:
+                weight, bias, packed = packing.folded(self.row, weight, bias, self.norm)
+            return _packed[self.row.name](self.value, packed, weight, bias, *rest)
+        saves_output = saves_output or name is None or name in KEEPS_RESULT
+        if not saves_output and self._needs_grad(slope):
+            plain = self.row.operator if is_dynamo_compiling() else _plain[self.row.name]
+            value = plain(self.value, weight, bias, None, (), None, self.residual)
+            if slope is not None:
+                return F.prelu(value, slope)
+            row = REGISTRY[name]
+            names = (*row.parameters, "scale")[: len(parameters)]
+            return row.reference(value, **dict(zip(names, parameters, strict=True)))
+        if is_dynamo_compiling():
+            return self.row.operator(self.value, weight, bias, *rest)
+        return _plain[self.row.name](self.value, weight, bias, *rest)
+
+
+_plain = {name: getattr(_C, name) for name in LAYERS}
+_packed = {name: getattr(_C, f"{name}_packed") for name in LAYERS}
+
+
+def fusion_of(layer: Any, value: Any, frozen: bool) -> tuple[Fusion | None, str | None]:
+    """The layer alone, to which links can be added; or why it runs as it is."""
+    known = LAYER_TYPES.get(type(layer))
+    if known is None:
+        return None, unknown_layer(layer)
+    reason = disturbance() or layer_obstacle(layer)  # in this order: modes see what is read
+    if reason is None and not is_plain(value):
+        reason = "its input is no plain tensor"
+    if reason is not None:
+        return None, reason
+    fusion = Fusion(known.row, layer, value, frozen)
+    if fusion.epilogue is not None and not fusion.may_pack(fusion.epilogue.slope):
+        return None, "it is one operator by itself"
+    return fusion, None
+
+
+# What operators raise for arguments that do not fit. The calls as written raise it too, in eager's
+# words.
+_REFUSALS = (RuntimeError, TypeError, ValueError, IndexError)
+
+
+def _raise_if_hooked() -> None:
+    """Raises the error at hand where it may be of a hook on saved tensors, as of a checkpoint: it
+    has run, and must not run again."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        raise
+
+
+# ---- calling -----------------------------------------------------------------------------------
+
+
+class Site:
+    """A plan, to be called."""
+
+    def __init__(self, plan: Plan, scope: dict[str, Any]) -> None:
+        self.plan, self.scope = plan, scope
+        self.own = sum(link.statement == 0 for link in plan.links)  # links of the first statement
+
+    def look(self, values: tuple[Any, ...]) -> tuple[Fusion | None, int, str | None]:
+        """What can be fused, with how many of the links, and why not with more."""
+        plan, scope = self.plan, self.scope
+        layer, value = values[plan.layer], values[plan.input]
+        fusion, reason = fusion_of(layer, value, plan.frozen)
+        if fusion is None:
+            return None, 0, reason
+        count = 0
+        for link in plan.links:
+            reason = fusion.take(link, values, scope)
+            if reason is not None:
+                break
+            count += 1
+        links = plan.links
+        whole = count
+        # Of a later statement all or nothing.
+        while self.own < whole < len(links):
+            if links[whole].statement != links[whole - 1].statement:
+                break
+            whole -= 1
+        if whole < count:
+            fusion, _ = fusion_of(layer, value, plan.frozen)
+            for link in links[:whole]:
+                fusion.take(link, values, scope)
+        return fusion, whole, reason
+
+    def __call__(self, *values: Any) -> Any:
+        plan = self.plan
+        fusion, count, reason = self.look(values)
+        layer = values[plan.layer]
+        if fusion is not None:
+            try:
+                value = fusion.run()
+            except _REFUSALS as error:
+                _raise_if_hooked()
+                fusion, count, reason = None, 0, f"the operator raises {type(error).__name__}"
+        if _observed():
+            _observer.told(plan, layer, fusion and fusion.taken, reason)
+        if fusion is None:
+            value = layer(values[plan.input])
+        for link in plan.links[count : self.own]:
+            value = as_written(link, value, values, self.scope)
+        if plan.statements == 1:
+            return value
+        done = 1 + max([link.statement for link in plan.links[:count]], default=0)
+        return value, done
+
+
+def as_written(link: Link, value: Any, values: tuple[Any, ...], scope: dict[str, Any]) -> Any:
+    """A link of the first statement, as Python runs it."""
+    function = None if link.callee is None else link.callee.now(values, scope)
+    if link.kind == METHOD:
+        function = getattr(value, link.name)
+    args = [operand.now(values, scope) for operand in link.args]
+    if link.kind == SUM:
+        both = (args[0], value) if link.first else (value, args[0])
+        return (function or operator.add)(*both)
+    kwargs = {name: operand.now(values, scope) for name, operand in link.kwargs}
+    return function(*args, **kwargs) if link.kind == METHOD else function(value, *args, **kwargs)
+
+
+# ---- torch.nn.Sequential -----------------------------------------------------------------------
+
+
+def run_sequence(modules: Iterator[torch.nn.Module], value: Any, frozen: bool) -> Any:
+    """The modules one after the other, each layer with those after it that it can be fused with."""
+    following = next(modules, None)
+    while following is not None:
+        layer, following = following, None
+        fusion, reason = fusion_of(layer, value, frozen)
+        if fusion is None:
+            if _observed() and type(layer) in LAYER_TYPES:
+                _observer.told(None, layer, None, reason)
+            value = layer(value)
+            following = next(modules, None)
+            continue
+        taken, stop = [], None
+        for following in modules:
+            if type(following) in LAYER_TYPES:
+                break
+            stop = fusion.take(_NEXT, (following,), {})
+            if stop is not None:
+                break
+            taken.append(following)
+            following = None
+        # The next layer's operator does not write to its input.
+        quiet = following is not None and layer_obstacle(following) is None
+        try:
+            result = fusion.run(saves_output=quiet)
+        except _REFUSALS as error:
+            _raise_if_hooked()
+            fusion, stop = None, f"the operator raises {type(error).__name__}"
+            result = layer(value)
+            for module in taken:
+                result = module(result)
+        if _observed():
+            _observer.told(None, layer, fusion and fusion.taken, stop)
+        value = result
+    return value
+
+
+_NEXT = Link(CALL, Operand(slot=0))
