@@ -11,6 +11,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/utils/python_numbers.h>
 
+#include "bindings_site.h"
 #include "gated.h"
 #include "linear.h"
 #include "math/activations.h"
@@ -294,6 +295,7 @@ PYBIND11_MODULE(_C, m) {
   add(m.ptr(), "masked_softmax", &masked_softmax);
   add(m.ptr(), "linear", &linear<false>);
   add(m.ptr(), "linear_packed", &linear<true>);
+  add_site(m.ptr());
 }
 
 }  // namespace fastact

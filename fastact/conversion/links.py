@@ -73,7 +73,12 @@ _AWAITED_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm
 
 def untouched_function(owner: types.ModuleType, name: str) -> bool:
     """Whether a function that forwards of torch.nn call is PyTorch's own."""
-    return getattr(owner, name) is _BORN[owner.__name__, name]
+    return getattr(owner, name) is born(owner, name)
+
+
+def born(owner: types.ModuleType, name: str) -> Callable[..., Any]:
+    """The function that PyTorch has there."""
+    return _BORN[owner.__name__, name]
 
 
 # ---- activations as modules --------------------------------------------------------------------
@@ -166,7 +171,7 @@ _BORN = {
     )
 }
 
-_IDLE_TYPES = {kind: kind.forward for kind in (torch.nn.Dropout, torch.nn.Identity)}
+IDLE_TYPES = {kind: kind.forward for kind in (torch.nn.Dropout, torch.nn.Identity)}
 
 
 class Foreign(NamedTuple):
@@ -308,7 +313,7 @@ def of_call(target: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Ep
     return Epilogue(*resolve("convert", name, given), None, inplace)
 
 
-_BARE = {target: of_call(target) for target in CALLS}  # with the input alone
+BARE = {target: of_call(target) for target in CALLS}  # with the input alone
 
 # ---- what an object is now ---------------------------------------------------------------------
 
@@ -389,7 +394,7 @@ def epilogue_of(f: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Epi
     """The activation that a callable is now, IDLE, or why it is none."""
     kind = type(f)
     if kind in _FUNCTION_TYPES:
-        known = _BARE.get(f) if not (args or kwargs) else of_call(f, args, kwargs)
+        known = BARE.get(f) if not (args or kwargs) else of_call(f, args, kwargs)
         if f is _DROPOUT:
             known = of_call(f, args, kwargs)
         return known if known is not None else "it is no activation that can be fused as called"
@@ -403,8 +408,8 @@ def epilogue_of(f: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Epi
         if reason is None and row.function and not untouched_function(*row.function):
             reason = f"{row.function[0].__name__}.{row.function[1]} was replaced"
         return reason or row.read(f) or "it cannot be fused with the parameters it has"
-    if kind in _IDLE_TYPES:
-        reason = interference(f, _IDLE_TYPES[kind])
+    if kind in IDLE_TYPES:
+        reason = interference(f, IDLE_TYPES[kind])
         if reason is None and kind is torch.nn.Dropout:
             idle = _idle_dropout(f.__dict__.get("p"), f.__dict__.get("training"))
             if not idle or not untouched_function(F, "dropout"):
@@ -431,7 +436,7 @@ def role_of(value: Any) -> Role:
         return Role.LAYER  # perhaps a lazy one, which becomes it
     if isinstance(value, _AWAITED):
         return Role.AWAITED
-    if kind in ACTIVATION_TYPES or kind in _IDLE_TYPES or kind in NORM_TYPES:
+    if kind in ACTIVATION_TYPES or kind in IDLE_TYPES or kind in NORM_TYPES:
         return Role.FOLLOWER
     if isinstance(value, _AWAITED_NORMS) or (isinstance(value, Module) and foreign(kind)):
         return Role.FOLLOWER

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
+from fastact import _C
 from fastact.layers import Layer
 
 
@@ -44,12 +45,17 @@ def _remembered(key: Any, make: Callable[[], Any], *tensors: Tensor | None) -> A
     entry = _kept.get(key)
     if entry is None or entry.facts != facts:
         if entry is None:
-            weakref.finalize(tensors[0], _kept.pop, key, None).atexit = False
+            weakref.finalize(tensors[0], _forget, key, id(tensors[0])).atexit = False
         with torch._C._DisableTorchDispatch():  # it is no operation of the model
             made = make()
         aliases = tuple(t if t is None else t.detach() for t in tensors)
         entry = _kept[key] = _Kept(facts, made, aliases)
     return entry.made
+
+
+def _forget(key: Any, address: int) -> None:
+    _kept.pop(key, None)
+    _C.forget_packed(address)  # what csrc/bindings_site.cpp keeps of it
 
 
 def packed(row: Layer, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.compiler import is_dynamo_compiling
 
+from fastact import _C
 from fastact.conversion import source
 from fastact.conversion.links import Role
 from fastact.conversion.site import Site, run_sequence
@@ -72,8 +73,14 @@ def _function(method: Method, roles: Roles, frozen: bool) -> types.FunctionType 
             call = f"{current}.__get__" if is_property else current
             lines += [f"if {current} is not {prefix}_member:", f"    return {call}({arguments})"]
         if function is _SEQUENTIAL:
-            own, values = arguments.split(", ")
-            return "\n".join([*lines, f"return {prefix}_run(iter({own}), {values}, {frozen})"])
+            return "\n".join(
+                [
+                    *lines,
+                    f"if {prefix}_dynamo():",
+                    f"    return {prefix}_python({arguments}, {frozen})",
+                    f"return {prefix}_run({arguments}, {frozen})",
+                ]
+            )
         lines += [f"if {prefix}_dynamo():", f"    return {prefix}_traced({arguments})"]
         return "\n".join(lines)
 
@@ -86,7 +93,8 @@ def _function(method: Method, roles: Roles, frozen: bool) -> types.FunctionType 
     names = {
         "_class": method.owner,
         "_member": vars(method.owner)[method.name],
-        "_run": run_sequence,
+        "_run": _C.run_sequence,
+        "_python": _run_sequence,
     }
     traced = types.CellType()
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -105,12 +113,16 @@ def _function(method: Method, roles: Roles, frozen: bool) -> types.FunctionType 
 
     scope = function.__globals__
     traced.cell_contents = closed(lambda plan: Site(plan, scope).__call__, True)
-    result = closed(lambda plan: Site(plan, scope), False)
+    result = closed(lambda plan: _C.Site(Site(plan, scope)), False)
     for wrapper in reversed(wrappers):
         result = _rewrapped(wrapper, result)
     if wrappers:
         result = _while_current(method, result)
     return result
+
+
+def _run_sequence(sequential: Module, value: Any, frozen: bool) -> Any:
+    return run_sequence(iter(sequential), value, frozen)
 
 
 def _no() -> bool:

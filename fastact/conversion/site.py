@@ -10,6 +10,7 @@ and it is they that raise.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import threading
 from collections.abc import Callable, Iterator
@@ -26,15 +27,20 @@ from fastact import _C
 from fastact.activations import REGISTRY
 from fastact.conversion import packing
 from fastact.conversion.links import (
+    ACTIVATION_TYPES,
+    BARE,
     IDLE,
+    IDLE_TYPES,
     LAYER_TYPES,
     LEFT_OUT,
     METHODS,
     NORM_TYPES,
     SUMS,
     Epilogue,
+    born,
     calls_replaced,
     epilogue_of,
+    foreign,
     interference,
     is_plain,
     layer_obstacle,
@@ -166,10 +172,12 @@ def observing(told: Callable[..., None]) -> Iterator[None]:
     this thread. Whoever observes may have one of each global hook and one dispatch mode."""
     global _observer
     before, _observer = _observer, Observer(threading.get_ident(), told)
+    _C.observe_sites(True)
     try:
         yield
     finally:
         _observer = before
+        _C.observe_sites(before is not None)
 
 
 def _observed() -> bool:
@@ -487,3 +495,80 @@ def run_sequence(modules: Iterator[torch.nn.Module], value: Any, frozen: bool) -
 
 
 _NEXT = Link(CALL, Operand(slot=0))
+
+
+def _rest_of_sequence(
+    fetched: list[torch.nn.Module], modules: Iterator[torch.nn.Module], value: Any, frozen: bool
+) -> Any:
+    return run_sequence(itertools.chain(fetched, modules), value, frozen)
+
+
+# ---- confirming in C++ -------------------------------------------------------------------------
+
+
+def _born_scope(function: tuple[Any, str] | None) -> Any:
+    """What a forward calls: the dict where it looks, the name, and what PyTorch had there."""
+    return None if function is None else (vars(function[0]), function[1], born(*function))
+
+
+def _set_up() -> None:
+    """Hands the tables to csrc/bindings_site.cpp, which confirms the common cases."""
+    module = torch.nn.Module
+    _C.set_up_sites(
+        {
+            "module": module,
+            "call": module.__call__,
+            "call_impl": module._call_impl,
+            "wrapped_call_impl": module._wrapped_call_impl,
+            "getattr": module.__getattr__,
+            "getattribute": object.__getattribute__,
+            "sequential_iter": torch.nn.Sequential.__iter__,
+            "global_hooks": [
+                module_globals._global_forward_hooks,
+                module_globals._global_forward_pre_hooks,
+                module_globals._global_backward_hooks,
+                module_globals._global_backward_pre_hooks,
+            ],
+            "layers": [
+                (
+                    kind,
+                    known.forward,
+                    _born_scope((F, known.row.function)) if kind is known.row.module else None,
+                    kind is known.row.twin,
+                )
+                for kind, known in LAYER_TYPES.items()
+            ],
+            "activations": [
+                (
+                    kind,
+                    row.forward,
+                    _born_scope(row.function),
+                    row.name,
+                    row.attributes,
+                    list(row.constants),
+                    row.variant and (row.variant[0], dict(row.variant[1])),
+                    row.slope,
+                )
+                for kind, row in ACTIVATION_TYPES.items()
+            ],
+            "idle": [
+                (kind, forward, _born_scope((F, "dropout")), kind is torch.nn.Dropout)
+                for kind, forward in IDLE_TYPES.items()
+            ],
+            "functions": [
+                (target, known.name, known.parameters, known.inplace)
+                for target, known in BARE.items()
+                if known is not None and not isinstance(target, str)
+            ],
+            "methods": METHODS,
+            "sums": list(SUMS),
+            "keeps_result": list(KEEPS_RESULT),
+            "asks_python": lambda kind: kind in NORM_TYPES or foreign(kind) is not None,
+            "classify": of_call,
+            "pack": lambda weight: packing.packed(LAYERS["linear"], weight),
+            "run_sequence": _rest_of_sequence,
+        }
+    )
+
+
+_set_up()
