@@ -213,7 +213,9 @@ SHIM += ["-DFASTACT_CUDA"] if CUDA else []
 
 bindings = sorted([Path("csrc/door.cpp"), *Path("csrc").glob("bindings*.cpp")])
 apart = [Path("csrc/cpu/isa")] if CUDA else [Path("csrc/cpu/isa"), Path("csrc/cuda")]
-sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if p.parent not in apart and p not in bindings]
+sources = [
+    p for p in sorted(Path("csrc").rglob("*.cpp")) if p.parent not in apart and p not in bindings
+]
 libraries = ["c10", "torch_cpu", "torch"]
 if CUDA:
     sources += sorted(Path("csrc/cuda").glob("*.cu"))

@@ -78,7 +78,15 @@ struct Epilogue {
   bool in_place = false;
   std::string name;
   c10::SmallVector<double, 4> parameters;
-  Tensor slope;
+  OptionalTensor slope;
+};
+
+// What a link was found to be: a row of a table, or what was read off it.
+struct Found {
+  const Epilogue* row = nullptr;
+  Epilogue read;
+
+  const Epilogue& get() const { return row ? *row : read; }
 };
 
 struct Tables {
@@ -230,23 +238,31 @@ Look surroundings() {
   return Look::kYes;
 }
 
-// A layer with what runs in its operator. Everything is owned: other threads run while it does.
+// A layer with what runs in its operator. Everything is owned, as other threads run while it does:
+// the input by who calls the site. A Python reference costs 1 ns, a copied Tensor 10.
 struct Fusion {
   Object weight_object;
-  Tensor value, weight, bias, residual;
-  Epilogue epilogue;
-  bool has_epilogue = false;
+  const Tensor* input = nullptr;
+  OptionalTensor bias, residual;
+  const Epilogue* epilogue = nullptr;  // a row of a table, or `made`
+  Epilogue made;
   bool frozen = false;
+
+  Fusion() = default;
+  Fusion(const Fusion&) = delete;
+  Fusion& operator=(const Fusion&) = delete;
+
+  const Tensor& weight() const { return THPVariable_Unpack(weight_object.ptr()); }
+  const Tensor& value() const { return *input; }
 
   bool needs_grad() const {
     return c10::GradMode::is_enabled() &&
-           (value.requires_grad() || weight.requires_grad() ||
-            (bias.defined() && bias.requires_grad()) ||
-            (residual.defined() && residual.requires_grad()) ||
-            (epilogue.slope.defined() && epilogue.slope.requires_grad()));
+           (value().requires_grad() || weight().requires_grad() ||
+            (bias && bias->requires_grad()) || (residual && residual->requires_grad()) ||
+            (epilogue && epilogue->slope && epilogue->slope->requires_grad()));
   }
 
-  Look take_layer(PyObject* layer, PyObject* input, bool may_pack) {
+  Look take_layer(PyObject* layer, PyObject* value_item, bool may_pack) {
     Tables& t = tables();
     const auto found = t.layers.find(Py_TYPE(layer));
     if (found == t.layers.end()) {
@@ -257,7 +273,7 @@ struct Fusion {
     const Object own = instance_dict(layer);
     if (!own || !is_as_born(Py_TYPE(layer), kind.born) || !is_undisturbed(own.ptr()) ||
         !kind.called.is_untouched() || has(own.ptr(), n.weight) || has(own.ptr(), n.bias) ||
-        !is_plain(input)) {
+        !is_plain(value_item)) {
       return Look::kNo;
     }
     if (kind.has_own_activation) {
@@ -282,23 +298,23 @@ struct Fusion {
       return Look::kNo;
     }
     weight_object = pybind11::reinterpret_borrow<Object>(weight_item);
-    weight = THPVariable_Unpack(weight_item);
-    if (weight.layout() != at::kStrided) {
+    if (weight().layout() != at::kStrided) {
       return Look::kNo;
     }
     if (bias_item != Py_None) {
       bias = THPVariable_Unpack(bias_item);
     }
-    value = THPVariable_Unpack(input);
+    input = &THPVariable_Unpack(value_item);
     frozen = may_pack;
     return Look::kYes;
   }
 
   Look take_residual(PyObject* other, bool first) {
-    if (residual.defined() || has_epilogue || !is_plain(other)) {
+    if (residual || epilogue || !is_plain(other)) {
       return Look::kNo;
     }
     const Tensor& tensor = THPVariable_Unpack(other);
+    const Tensor &value = *input, &weight = this->weight();
     if (tensor.layout() != at::kStrided || tensor.is_nested() || value.is_nested() ||
         tensor.scalar_type() != value.scalar_type() ||
         tensor.scalar_type() != weight.scalar_type() || value.dim() == 0 || weight.dim() == 0 ||
@@ -316,18 +332,20 @@ struct Fusion {
     return Look::kYes;
   }
 
-  Look take(const Epilogue& one) {
-    if (one.idle) {
+  Look take(Found&& found) {
+    if (found.get().idle) {
       return Look::kYes;
     }
-    if (has_epilogue) {
+    if (epilogue) {
       return Look::kNo;
     }
-    epilogue = one;
-    has_epilogue = true;
+    if (!found.row) {
+      made = std::move(found.read);
+    }
+    const Epilogue& one = found.row ? *found.row : made;
+    epilogue = &one;
     if (one.in_place && tables().keeps_result.count(one.name) == 0 && needs_grad()) {
-      has_epilogue = false;
-      epilogue = Epilogue();
+      epilogue = nullptr;
       return Look::kNo;
     }
     return Look::kYes;
@@ -473,13 +491,12 @@ constexpr std::size_t kReleaseGilBytes = 64 * 1024;
 struct AskPython {};
 
 Tensor Fusion::run(bool saves_output) const {
-  const OptionalTensor bias_argument = bias.defined() ? OptionalTensor(bias) : std::nullopt;
-  const OptionalTensor slope =
-      epilogue.slope.defined() ? OptionalTensor(epilogue.slope) : std::nullopt;
-  const OptionalTensor added = residual.defined() ? OptionalTensor(residual) : std::nullopt;
+  static const auto* const none = new Epilogue;
+  const Epilogue& after = epilogue ? *epilogue : *none;
+  const Tensor &value = *input, &weight = this->weight();
   ActivationName activation;
-  if (has_epilogue) {
-    activation = c10::string_view(epilogue.name);
+  if (epilogue) {
+    activation = c10::string_view(after.name);
   }
   const bool grad = needs_grad();
   const auto call = [&](const auto& f) {
@@ -495,20 +512,20 @@ Tensor Fusion::run(bool saves_output) const {
     const Tensor packed = packed_of(weight_object.ptr(), weight);
     static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
     return call([&] {
-      return handle.call(value, packed, weight, bias_argument, activation, epilogue.parameters,
-                         slope, added);
+      return handle.call(value, packed, weight, bias, activation, after.parameters, after.slope,
+                         residual);
     });
   }
   if (frozen && (weight.is_inference() || transformed)) {
     throw AskPython();
   }
-  const bool keeps = saves_output || !has_epilogue || tables().keeps_result.count(epilogue.name);
+  const bool keeps = saves_output || !epilogue || tables().keeps_result.count(after.name);
   if (grad && !keeps) {
     throw AskPython();
   }
   static const auto handle = find_operator<LinearSchema>("linear");
   return call([&] {
-    return handle.call(value, weight, bias_argument, activation, epilogue.parameters, slope, added);
+    return handle.call(value, weight, bias, activation, after.parameters, after.slope, residual);
   });
 }
 
@@ -528,10 +545,16 @@ std::optional<Tensor> try_run(const Fusion& fusion, bool saves_output) {
 
 // ---- a site ------------------------------------------------------------------------------------
 
+struct Attribute {
+  Object name;
+  // Of the class that was last found to have no say in it: modules of it have it in their dicts.
+  unsigned int version = 0;
+};
+
 struct Operand {
   Py_ssize_t slot = -1;
   Object name;  // of a global
-  std::vector<Object> path;
+  std::vector<Attribute> path;
   Object constant;
 };
 
@@ -555,8 +578,9 @@ struct Link {
 
 struct SiteObject {
   PyObject_HEAD vectorcallfunc vectorcall;
-  PyObject* decide;  // Python's Site, of the same plan
-  PyObject* scope;   // the function's globals
+  PyObject* decide;             // Python's Site, of the same plan
+  PyObject* scope;              // the function's globals
+  std::vector<Operand>* order;  // what the chain evaluates, in what the site is handed
   std::vector<Link>* links;
   Py_ssize_t layer;
   Py_ssize_t input;
@@ -577,8 +601,26 @@ Object global(PyObject* scope, const Object& name) {
   return pybind11::reinterpret_borrow<Object>(found);
 }
 
+// An attribute that a module has registered, or has in its dict; else null.
+Object from_dicts(PyObject* module, const Object& name) {
+  const Object own = instance_dict(module);
+  if (!own) {
+    return Object();
+  }
+  PyObject* found = item(own.ptr(), name);
+  for (const Object* registered : {&names().parameters, &names().buffers, &names().modules}) {
+    if (found) {
+      break;
+    }
+    PyObject* const dict = item(own.ptr(), *registered);
+    found = dict && PyDict_Check(dict) ? item(dict, name) : nullptr;
+  }
+  return pybind11::reinterpret_borrow<Object>(found);
+}
+
 // An attribute, where reading it runs nobody's code; else null.
-Object peek(PyObject* owner, const Object& name) {
+Object peek(PyObject* owner, Attribute& attribute) {
+  const Object& name = attribute.name;
   const auto borrowed = [](PyObject* object) {
     return pybind11::reinterpret_borrow<Object>(object);
   };
@@ -588,6 +630,10 @@ Object peek(PyObject* owner, const Object& name) {
   }
   const Tables& t = tables();
   const Names& n = names();
+  const unsigned int version = version_of(type);
+  if (version != 0 && version == attribute.version) {
+    return from_dicts(owner, name);
+  }
   if (!PyType_IsSubtype(type, t.module_type) ||
       _PyType_Lookup(type, n.getattribute.ptr()) != t.object_getattribute.ptr()) {
     return Object();
@@ -609,15 +655,8 @@ Object peek(PyObject* owner, const Object& name) {
   if (_PyType_Lookup(type, n.getattr.ptr()) != t.module_getattr.ptr()) {
     return Object();
   }
-  for (const Object* registered : {&n.parameters, &n.buffers, &n.modules}) {
-    PyObject* const dict = item(own.ptr(), *registered);
-    if (dict && PyDict_Check(dict)) {
-      if (PyObject* const found = item(dict, name)) {
-        return borrowed(found);
-      }
-    }
-  }
-  return Object();
+  attribute.version = version_of(type);
+  return from_dicts(owner, name);
 }
 
 Object root(const SiteObject& site, const Operand& operand, PyObject* const* values) {
@@ -628,13 +667,13 @@ Object root(const SiteObject& site, const Operand& operand, PyObject* const* val
 }
 
 // The operand, where reading it runs nobody's code; else null.
-Object peek(const SiteObject& site, const Operand& operand, PyObject* const* values) {
+Object peek(const SiteObject& site, Operand& operand, PyObject* const* values) {
   Object value = root(site, operand, values);
-  for (const Object& name : operand.path) {
+  for (Attribute& attribute : operand.path) {
     if (!value) {
       break;
     }
-    value = peek(value.ptr(), name);
+    value = peek(value.ptr(), attribute);
   }
   return value;
 }
@@ -645,8 +684,9 @@ Object now(const SiteObject& site, const Operand& operand, PyObject* const* valu
   if (!value) {
     throw AskPython();  // a NameError, which Python words
   }
-  for (const Object& name : operand.path) {
-    value = pybind11::reinterpret_steal<Object>(PyObject_GetAttr(value.ptr(), name.ptr()));
+  for (const Attribute& attribute : operand.path) {
+    value =
+        pybind11::reinterpret_steal<Object>(PyObject_GetAttr(value.ptr(), attribute.name.ptr()));
     if (!value) {
       throw python_error();
     }
@@ -712,10 +752,10 @@ Look take(const SiteObject& site, Link& link, PyObject* const* values, Fusion& f
     }
   }
   std::vector<Object> arguments;
-  for (const Operand& operand : link.args) {
+  for (Operand& operand : link.args) {
     arguments.push_back(peek(site, operand, values));
   }
-  for (const auto& keyword : link.kwargs) {
+  for (auto& keyword : link.kwargs) {
     arguments.push_back(peek(site, keyword.second, values));
   }
   for (const Object& argument : arguments) {
@@ -729,7 +769,7 @@ Look take(const SiteObject& site, Link& link, PyObject* const* values, Fusion& f
     }
     return fusion.take_residual(arguments[0].ptr(), link.first);
   }
-  Epilogue epilogue;
+  Found found;
   Look look;
   if (link.kind == Kind::kMethod) {
     const auto type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
@@ -743,21 +783,21 @@ Look take(const SiteObject& site, Link& link, PyObject* const* values, Fusion& f
                  ? fusion.take_residual(arguments[0].ptr(), false)
                  : Look::kNo;
     }
-    look = classify(link, link.method.ptr(), arguments, epilogue);
+    look = classify(link, link.method.ptr(), arguments, found.read);
   } else if (PyType_IsSubtype(Py_TYPE(callee.ptr()), t.module_type)) {
-    look = arguments.empty() ? read_module(callee.ptr(), epilogue) : Look::kNo;
+    look = arguments.empty() ? read_module(callee.ptr(), found.read) : Look::kNo;
   } else {
     const auto bare = t.functions.find(callee.ptr());
     if (arguments.empty() && bare != t.functions.end()) {
-      epilogue = bare->second;
+      found.row = &bare->second;
       look = Look::kYes;
     } else if (PyCFunction_Check(callee.ptr()) || PyFunction_Check(callee.ptr())) {
-      look = classify(link, callee.ptr(), arguments, epilogue);
+      look = classify(link, callee.ptr(), arguments, found.read);
     } else {
       look = Look::kNo;
     }
   }
-  return look == Look::kYes ? fusion.take(epilogue) : look;
+  return look == Look::kYes ? fusion.take(std::move(found)) : look;
 }
 
 // A link of the first statement, as Python runs it.
@@ -806,16 +846,28 @@ Object as_written(const SiteObject& site, const Link& link, Object value, PyObje
       PyObject_Vectorcall(function.ptr(), call.data(), positional, link.keyword_names.ptr()));
 }
 
-PyObject* call_site(PyObject* self, PyObject* const* values, std::size_t flags,
+PyObject* call_site(PyObject* self, PyObject* const* handed, std::size_t flags,
                     PyObject* keywords) {
   HANDLE_TH_ERRORS
   const auto& site = *reinterpret_cast<SiteObject*>(self);
-  const auto python = [&] { return PyObject_Vectorcall(site.decide, values, flags, keywords); };
+  const auto python = [&] { return PyObject_Vectorcall(site.decide, handed, flags, keywords); };
   std::vector<Link>& links = *site.links;
   const auto count = static_cast<Py_ssize_t>(links.size());
   Py_ssize_t taken = 0;
   std::optional<Tensor> fused;
   Look look = surroundings();
+  // Owned: other threads run while the operator does, and whatever is called as written may drop
+  // what it was read from.
+  c10::SmallVector<Object, 8> owned;
+  c10::SmallVector<PyObject*, 8> borrowed;
+  for (Operand& operand : *site.order) {
+    owned.push_back(peek(site, operand, handed));
+    borrowed.push_back(owned.back().ptr());
+    if (!owned.back() && look == Look::kYes) {
+      look = Look::kNo;
+    }
+  }
+  PyObject* const* const values = borrowed.data();
   if (look == Look::kYes) {
     Fusion fusion;
     look = fusion.take_layer(values[site.layer], values[site.input], site.frozen);
@@ -835,15 +887,17 @@ PyObject* call_site(PyObject* self, PyObject* const* values, std::size_t flags,
       if (look == Look::kPython) {
         return python();
       }
-      if (whole < taken) {
-        fusion = Fusion();
-        fusion.take_layer(values[site.layer], values[site.input], site.frozen);
-        for (taken = 0; taken < whole; ++taken) {
-          take(site, links[taken], values, fusion);
-        }
-      }
       try {
-        fused = try_run(fusion, false);
+        if (taken == whole) {
+          fused = try_run(fusion, false);
+        } else {
+          Fusion shorter;
+          shorter.take_layer(values[site.layer], values[site.input], site.frozen);
+          for (taken = 0; taken < whole; ++taken) {
+            take(site, links[taken], values, shorter);
+          }
+          fused = try_run(shorter, false);
+        }
       } catch (const AskPython&) {
         return python();
       }
@@ -857,6 +911,13 @@ PyObject* call_site(PyObject* self, PyObject* const* values, std::size_t flags,
     value = pybind11::reinterpret_steal<Object>(THPVariable_Wrap(std::move(*fused)));
   } else {
     taken = 0;
+    // As Python reads it, before anything is called.
+    for (std::size_t i = 0; i < site.order->size(); ++i) {
+      if (!(*site.order)[i].path.empty()) {
+        owned[i] = now(site, (*site.order)[i], handed);
+        borrowed[i] = owned[i].ptr();
+      }
+    }
     value = pybind11::reinterpret_steal<Object>(
         PyObject_CallOneArg(values[site.layer], values[site.input]));
   }
@@ -887,7 +948,7 @@ Operand operand_from(pybind11::handle operand) {
     made.name = operand.attr("name");
   }
   for (const auto one : operand.attr("path").cast<pybind11::tuple>()) {
-    made.path.push_back(pybind11::reinterpret_borrow<Object>(one));
+    made.path.push_back({pybind11::reinterpret_borrow<Object>(one)});
   }
   made.constant = operand.attr("constant");
   return made;
@@ -927,6 +988,10 @@ PyObject* new_site(PyTypeObject* type, PyObject* args, PyObject*) {
     link.statement = one.attr("statement").cast<Py_ssize_t>();
     links->push_back(std::move(link));
   }
+  auto order = std::make_unique<std::vector<Operand>>();
+  for (const auto operand : plan.attr("order").cast<pybind11::tuple>()) {
+    order->push_back(operand_from(operand));
+  }
   auto* site = reinterpret_cast<SiteObject*>(type->tp_alloc(type, 0));
   if (!site) {
     return nullptr;
@@ -934,6 +999,7 @@ PyObject* new_site(PyTypeObject* type, PyObject* args, PyObject*) {
   site->vectorcall = &call_site;
   site->decide = Py_NewRef(decide);
   site->scope = Object(python.attr("scope")).release().ptr();
+  site->order = order.release();
   site->links = links.release();
   site->layer = plan.attr("layer").cast<Py_ssize_t>();
   site->input = plan.attr("input").cast<Py_ssize_t>();
@@ -961,6 +1027,7 @@ int clear_site(PyObject* self) {
 void delete_site(PyObject* self) {
   PyObject_GC_UnTrack(self);
   clear_site(self);
+  delete reinterpret_cast<SiteObject*>(self)->order;
   delete reinterpret_cast<SiteObject*>(self)->links;
   Py_TYPE(self)->tp_free(self);
 }
@@ -1061,10 +1128,10 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
             unused.take_layer(following.ptr(), args[1], false) == Look::kYes && is_plain(args[1]);
         break;
       }
-      Epilogue epilogue;
-      look = read_module(following.ptr(), epilogue);
+      Found found;
+      look = read_module(following.ptr(), found.read);
       if (look == Look::kYes) {
-        look = fusion.take(epilogue);
+        look = fusion.take(std::move(found));
       }
       if (look == Look::kPython) {
         std::vector<Object> fetched{layer};

@@ -13,7 +13,7 @@ import functools
 import itertools
 import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -65,14 +65,14 @@ class Operand(NamedTuple):
     path: tuple[str, ...] = ()
     constant: Any = None
 
-    def now(self, values: tuple[Any, ...], scope: dict[str, Any]) -> Any:
+    def now(self, values: Sequence[Any], scope: dict[str, Any]) -> Any:
         """As Python reads it."""
         if self.slot < 0 and not self.name:
             return self.constant
         root = values[self.slot] if self.slot >= 0 else _global(scope, self.name)
         return functools.reduce(getattr, self.path, root)
 
-    def peek(self, values: tuple[Any, ...], scope: dict[str, Any]) -> Any:
+    def peek(self, values: Sequence[Any], scope: dict[str, Any]) -> Any:
         """The same without running anybody's code; MISSING where that cannot be."""
         if self.slot < 0 and not self.name:
             return self.constant
@@ -95,9 +95,11 @@ class Link(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A site as the source shows it."""
+    """A site as the source shows it. Slots of its links count what the chain evaluates in order,
+    before the layer is called."""
 
-    layer: int  # its slot
+    order: tuple[Operand, ...]  # where that lies in what the site is handed
+    layer: int
     input: int
     links: tuple[Link, ...]
     statements: int  # how many are joined; of more than one, a site also tells how many it has done
@@ -132,7 +134,7 @@ def peek(owner: Any, name: str) -> Any:
         return own[name]
     if inherited is not MISSING:
         return MISSING if hasattr(type(inherited), "__get__") else inherited
-    if kind.__getattr__ is not _get_missing:
+    if kind.__getattr__ is not _get_missing and not is_exporting():
         return MISSING
     for registered in ("_parameters", "_buffers", "_modules"):
         if name in own[registered]:
@@ -225,7 +227,7 @@ class Fusion:
             slope = layer._modules["activation"].weight if fused.name == "prelu" else None
             self.epilogue = Epilogue(fused.name, fused.parameters, slope)
 
-    def take(self, link: Link, values: tuple[Any, ...], scope: dict[str, Any]) -> str | None:
+    def take(self, link: Link, values: Sequence[Any], scope: dict[str, Any]) -> str | None:
         """Adds a link, or says why not."""
         callee = None if link.callee is None else link.callee.peek(values, scope)
         args = tuple([operand.peek(values, scope) for operand in link.args])
@@ -393,9 +395,12 @@ class Site:
         self.plan, self.scope = plan, scope
         self.own = sum(link.statement == 0 for link in plan.links)  # links of the first statement
 
-    def look(self, values: tuple[Any, ...]) -> tuple[Fusion | None, int, str | None]:
+    def look(self, handed: Sequence[Any]) -> tuple[Fusion | None, int, str | None]:
         """What can be fused, with how many of the links, and why not with more."""
         plan, scope = self.plan, self.scope
+        values = [operand.peek(handed, scope) for operand in plan.order]
+        if any([value is MISSING for value in values]):  # noqa: C419
+            return None, 0, "an attribute is not a plain one"
         layer, value = values[plan.layer], values[plan.input]
         fusion, reason = fusion_of(layer, value, plan.frozen)
         if fusion is None:
@@ -419,9 +424,11 @@ class Site:
                 fusion.take(link, values, scope)
         return fusion, whole, reason
 
-    def __call__(self, *values: Any) -> Any:
+    def __call__(self, *handed: Any) -> Any:
         plan = self.plan
-        fusion, count, reason = self.look(values)
+        fusion, count, reason = self.look(handed)
+        # In the source's order, before anything is called.
+        values = [operand.now(handed, self.scope) for operand in plan.order]
         layer = values[plan.layer]
         if fusion is not None:
             try:
@@ -441,7 +448,7 @@ class Site:
         return value, done
 
 
-def as_written(link: Link, value: Any, values: tuple[Any, ...], scope: dict[str, Any]) -> Any:
+def as_written(link: Link, value: Any, values: Sequence[Any], scope: dict[str, Any]) -> Any:
     """A link of the first statement, as Python runs it."""
     function = None if link.callee is None else link.callee.now(values, scope)
     if link.kind == METHOD:

@@ -359,10 +359,12 @@ class Rewriter(ast.NodeTransformer):
     def _site(self, chain: _Chain, node: ast.AST, statements: int) -> ast.expr | None:
         """The call of a site; None where the layer has no operator yet."""
         awaited = not self.role(chain.call.func) & Role.LAYER
+        handed, order = self._handed(chain.order)
         if awaited and id(chain.call) in self.awaited:
             return None
         self.awaited.add(id(chain.call))
         plan = Plan(
+            order,
             chain.layer,
             chain.input,
             tuple(chain.links),
@@ -376,10 +378,33 @@ class Rewriter(ast.NodeTransformer):
             return None
         name = f"{self.prefix}{len(self.plans)}"
         self.plans[name] = plan
-        arguments = [self.visit(n) for n in chain.order]
+        arguments = [self.visit(n) for n in handed]
         call = ast.Call(ast.Name(name, ast.Load()), arguments, [])
         # The line of the layer's call, where a chain goes over several.
         return ast.copy_location(call, chain.call)
+
+    def _handed(self, order: list[ast.expr]) -> tuple[list[ast.expr], tuple[Operand, ...]]:
+        """What a site is handed, and where in it lies what the chain evaluates.
+
+        Where nothing but names is evaluated after ``self.fc``, the site is handed self and reads
+        fc: 0.1 us instead of the 0.3 that torch.nn.Module.__getattr__ takes.
+        """
+        paths: list[Path] = []
+        for node in reversed(order):
+            place = path_of(node, self.kind)
+            if place is None or ELEMENT in place[1] or (place[1] and place[0] not in self.stable):
+                break
+            paths.append(place[1])
+        paths += [()] * (len(order) - len(paths))
+        handed, found, slots = [], [], {}
+        for node, path in zip(order, reversed(paths), strict=True):
+            place = path_of(node, self.kind)
+            name = place[0] if place and place[0] in self.stable and place[1] == path else None
+            if name is None or name not in slots:
+                slots[name] = len(handed)
+                handed.append(node if name is None else ast.copy_location(_load(name), node))
+            found.append(Operand(slot=slots[name], path=path))
+        return handed, tuple(found)
 
     # ---- statements ----
 
@@ -530,6 +555,10 @@ class Rewriter(ast.NodeTransformer):
 
 def _walk(node: ast.AST) -> list[ast.AST]:
     return [n for n in ast.walk(node) if isinstance(n, (ast.expr, ast.stmt))]
+
+
+def _load(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
 
 
 def _name(node: ast.expr) -> str | None:
