@@ -204,7 +204,8 @@ PyObject* masked_softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 // linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None,
-// residual or None), and linear_packed, where `packed` comes after the input.
+// residual or None[, save_output]), and linear_packed, without save_output, where `packed` comes
+// after the input.
 template <bool packed>
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -214,7 +215,8 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const auto plain_or_none = [](PyObject* object) { return object == Py_None || is_plain(object); };
   c10::SmallVector<double, 4> parameters;
   const auto parse = [&] {
-    if (count != kCount || !is_plain(args[0]) || (packed && !is_plain(args[1])) ||
+    const bool has_flag = !packed && count == kCount + 1 && PyBool_Check(args[kCount]);
+    if ((count != kCount && !has_flag) || !is_plain(args[0]) || (packed && !is_plain(args[1])) ||
         !is_plain(rest[0]) || !plain_or_none(rest[1]) ||
         !(rest[2] == Py_None || PyUnicode_CheckExact(rest[2])) || !PyTuple_CheckExact(rest[3]) ||
         !plain_or_none(rest[4]) || !plain_or_none(rest[5]) || !no_function_mode()) {
@@ -255,7 +257,8 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
                          slope, residual);
     } else {
       static const auto handle = find_operator<LinearSchema>(name);
-      return handle.call(input, weight, bias, activation, parameters, slope, residual);
+      const bool save_output = count == kCount || args[kCount] == Py_True;
+      return handle.call(input, weight, bias, activation, parameters, slope, residual, save_output);
     }
   }));
   END_HANDLE_TH_ERRORS
