@@ -1,0 +1,189 @@
+"""What the bindings (``fastact._C``) hand on: calls with anything but plain tensors and numbers.
+
+Arguments of a type that PyTorch's functions refuse are refused with their exception, and numbers
+taken as they take them. Operands whose class overrides ``__torch_function__`` are handed to
+PyTorch's functions, which such a class knows; every other subclass (fake tensors, DTensor, those
+that follow ``__torch_dispatch__``), and modes, see fastact's operator.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastact import _C
+from fastact.activations import REGISTRY, Activation
+from fastact.arguments import as_dimension, as_number
+
+_DEFAULT = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+_DISABLED = torch._C._disabled_torch_function_impl
+
+
+def call(name: str, *args: Any) -> Any:
+    """The operator ``fastact::<name>``, or what PyTorch's functions make of these operands."""
+    if torch._C._is_torch_function_enabled() and any(map(overrides_functions, args)):
+        return _twin(name)(*args)
+    packet, arguments = _operator(name)
+    if not any(isinstance(arg, torch.fx.Proxy) for arg in args):
+        op = name.removesuffix("_")
+        pairs = zip(arguments, args, strict=False)  # the last ones may be left out
+        args = tuple([check(op, argument, value) for (argument, check), value in pairs])
+    return packet(*args)
+
+
+def overrides_functions(value: Any) -> bool:
+    """Whether value's class has a ``__torch_function__`` of its own."""
+    kind = type(value)
+    function = getattr(kind, "__torch_function__", None)
+    if function is None or function is _DISABLED or getattr(function, "__func__", None) is _DEFAULT:
+        return False
+    # A Proxy records what it is handed: fastact's operator. PyTorch's jagged tensors override
+    # functions for other reasons, and run an operator on their values.
+    return not (
+        isinstance(value, torch.fx.Proxy)
+        or kind.__module__ == "torch.nested._internal.nested_tensor"
+    )
+
+
+# ---- fastact's operators -----------------------------------------------------------------------
+
+
+def _tensor(op: str, name: str, value: Any) -> Any:
+    if isinstance(value, Tensor) or hasattr(type(value), "__torch_function__"):
+        return value
+    raise TypeError(f"fastact.{op}(): {name}: expected a Tensor, got {type(value).__name__}")
+
+
+def _optional_tensor(op: str, name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return _tensor(op, name, value)
+    except TypeError as error:
+        raise TypeError(str(error).replace("a Tensor,", "a Tensor or None,")) from None
+
+
+def _bool(op: str, name: str, value: Any) -> Any:
+    if isinstance(value, (bool, torch.SymBool)):
+        return value
+    raise TypeError(f"fastact.{op}(): {name}: expected a bool, got {type(value).__name__}")
+
+
+def _numbers(op: str, name: str, values: Any) -> list[Any]:
+    return [as_number(op, name, value) for value in values]
+
+
+def _as_it_is(op: str, name: str, value: Any) -> Any:
+    return value
+
+
+# By the type that the schema states; a dimension is the only int.
+_CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
+    "Tensor": _tensor,
+    "Optional[Tensor]": _optional_tensor,
+    "float": as_number,
+    "int": as_dimension,
+    "bool": _bool,
+    "List[float]": _numbers,
+    "Optional[str]": _as_it_is,
+}
+
+
+@functools.cache
+def _operator(name: str) -> tuple[Any, list[tuple[str, Callable[[str, str, Any], Any]]]]:
+    """The operator, and the name and check of each of its arguments."""
+    packet = getattr(torch.ops.fastact, name)
+    arguments = packet.default._schema.arguments
+    return packet, [
+        ("input" if argument.name == "self" else argument.name, _CHECKS[str(argument.type)])
+        for argument in arguments
+    ]
+
+
+# ---- PyTorch's functions -----------------------------------------------------------------------
+
+
+@functools.cache
+def _twin(name: str) -> Callable[..., Any]:
+    """PyTorch's function, or a composition of such, with the operator's arguments."""
+    if name in _COMPOSED:
+        return _COMPOSED[name]
+    row = REGISTRY[name.removesuffix("_")]
+    twin = getattr(F, row.name, row.reference)
+    return twin if name == row.name else functools.partial(_in_place, row, twin)
+
+
+def _in_place(row: Activation, twin: Callable[..., Any], input: Any, *parameters: Any) -> Any:
+    if row.inplace:
+        return twin(input, *parameters, inplace=True)
+    return input.copy_(twin(input, *parameters))
+
+
+def _softmax(input: Any, dim: Any, scale: float) -> Any:
+    if scale == -1:
+        return F.softmin(input, dim)
+    return F.softmax(input if scale == 1 else scale * input, dim)
+
+
+def _gated(function: Callable[[Any], Any], input: Any, dim: Any) -> Any:
+    a, b = input.chunk(2, dim)
+    return function(a) * b
+
+
+def _masked_softmax(input: Any, mask: Any, dim: Any, scale: float, is_causal: bool) -> Any:
+    scores = input if scale == 1 else scale * input
+    if is_causal:
+        mask = torch.ones(input.shape[-2:], dtype=torch.bool, device=input.device).tril()
+    if mask is None:
+        return F.softmax(scores, dim)
+    if mask.dtype is torch.bool:
+        return F.softmax(scores.masked_fill(~mask, -torch.inf), dim)
+    return F.softmax(scores + mask, dim)
+
+
+def _linear(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    activation: str | None,
+    parameters: Any,
+    slope: Any,
+    residual: Any,
+    *how: Any,  # it is saved for backward
+) -> Any:
+    output = F.linear(input, weight, bias)
+    if residual is not None:
+        output = output + residual
+    if activation is None:
+        return output
+    # By the bindings, since a class may return a plain tensor.
+    if activation == "prelu":
+        return _C.prelu(output, slope)
+    if activation in ("softmax", "log_softmax"):
+        parameters = tuple(parameters) or tuple(REGISTRY[activation].parameters.values())
+        dim, *scale = parameters
+        return getattr(_C, activation)(output, int(dim), *scale)
+    return getattr(_C, activation)(output, *parameters)
+
+
+def _linear_packed(input: Any, packed: Any, *rest: Any) -> Any:
+    return _linear(input, *rest)
+
+
+_COMPOSED: dict[str, Callable[..., Any]] = {
+    "softmax": _softmax,
+    "log_softmax": F.log_softmax,
+    "masked_softmax": _masked_softmax,
+    "glu": F.glu,
+    "swiglu": functools.partial(_gated, F.silu),
+    "geglu": functools.partial(_gated, F.gelu),
+    "reglu": functools.partial(_gated, F.relu),
+    "linear": _linear,
+    "linear_packed": _linear_packed,
+}
