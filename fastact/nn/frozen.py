@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastact import _C
-from fastact.nn.linear import FusedActivation, Linear, slope_of
+from fastact.nn.epilogue import FusedActivation, epilogue_of
+from fastact.nn.linear import Linear
 
 
 class FrozenLinear(Linear):
@@ -40,8 +41,11 @@ class FrozenLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         fused = self.fused
-        slope = slope_of(self._modules["activation"]) if fused.name == "prelu" else None
-        return self.with_epilogue(input, fused.name, fused.parameters, slope)
+        if not fused.is_module:
+            return self.with_epilogue(input, fused.name, fused.parameters)
+        *epilogue, rest = epilogue_of(self._modules.get("activation"))
+        output = self.with_epilogue(input, *epilogue)
+        return output if rest is None else rest(output)
 
     def with_epilogue(
         self,
