@@ -16,6 +16,8 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.overrides import has_torch_function
 
 from fastact import _C
 from fastact.activations import REGISTRY, Activation
@@ -28,13 +30,21 @@ _DISABLED = torch._C._disabled_torch_function_impl
 def call(name: str, *args: Any) -> Any:
     """The operator ``fastact::<name>``, or what PyTorch's functions make of these operands."""
     if torch._C._is_torch_function_enabled() and any(map(overrides_functions, args)):
-        return _twin(name)(*args)
+        return _TWINS[name](*args)
     packet, arguments = _operator(name)
     if not any(isinstance(arg, torch.fx.Proxy) for arg in args):
         op = name.removesuffix("_")
         pairs = zip(arguments, args, strict=False)  # the last ones may be left out
         args = tuple([check(op, argument, value) for (argument, check), value in pairs])
     return packet(*args)
+
+
+def traced(name: str, *args: Any) -> Any:
+    """The same where Dynamo traces the call, with plain tensors and numbers too. It knows of a
+    class only that it has a ``__torch_function__``, be it torch.Tensor's own."""
+    if has_torch_function(args):
+        return _TWINS[name](*args)
+    return getattr(torch.ops.fastact, name)(*args)
 
 
 def overrides_functions(value: Any) -> bool:
@@ -106,17 +116,7 @@ def _operator(name: str) -> tuple[Any, list[tuple[str, Callable[[str, str, Any],
     ]
 
 
-# ---- PyTorch's functions -----------------------------------------------------------------------
-
-
-@functools.cache
-def _twin(name: str) -> Callable[..., Any]:
-    """PyTorch's function, or a composition of such, with the operator's arguments."""
-    if name in _COMPOSED:
-        return _COMPOSED[name]
-    row = REGISTRY[name.removesuffix("_")]
-    twin = getattr(F, row.name, row.reference)
-    return twin if name == row.name else functools.partial(_in_place, row, twin)
+# ---- PyTorch's functions, with the operators' arguments -----------------------------------------
 
 
 def _in_place(row: Activation, twin: Callable[..., Any], input: Any, *parameters: Any) -> Any:
@@ -125,7 +125,7 @@ def _in_place(row: Activation, twin: Callable[..., Any], input: Any, *parameters
     return input.copy_(twin(input, *parameters))
 
 
-def _softmax(input: Any, dim: Any, scale: float) -> Any:
+def _softmax(input: Any, dim: Any, scale: float = 1.0) -> Any:
     if scale == -1:
         return F.softmin(input, dim)
     return F.softmax(input if scale == 1 else scale * input, dim)
@@ -162,21 +162,30 @@ def _linear(
         output = output + residual
     if activation is None:
         return output
-    # By the bindings, since a class may return a plain tensor.
+    # A class may return a plain tensor.
+    then = (
+        functools.partial(traced, activation) if is_dynamo_compiling() else getattr(_C, activation)
+    )
     if activation == "prelu":
-        return _C.prelu(output, slope)
+        return then(output, slope)
     if activation in ("softmax", "log_softmax"):
         parameters = tuple(parameters) or tuple(REGISTRY[activation].parameters.values())
         dim, *scale = parameters
-        return getattr(_C, activation)(output, int(dim), *scale)
-    return getattr(_C, activation)(output, *parameters)
+        return then(output, int(dim), *scale)
+    return then(output, *parameters)
 
 
 def _linear_packed(input: Any, packed: Any, *rest: Any) -> Any:
     return _linear(input, *rest)
 
 
-_COMPOSED: dict[str, Callable[..., Any]] = {
+def _unary_twins(row: Activation) -> dict[str, Callable[..., Any]]:
+    twin = getattr(F, row.name, row.reference)
+    return {row.name: twin, row.name + "_": functools.partial(_in_place, row, twin)}
+
+
+_TWINS: dict[str, Callable[..., Any]] = {
+    "prelu": F.prelu,
     "softmax": _softmax,
     "log_softmax": F.log_softmax,
     "masked_softmax": _masked_softmax,
@@ -187,3 +196,6 @@ _COMPOSED: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "linear_packed": _linear_packed,
 }
+for _row in REGISTRY.values():
+    if _row.family == "unary":
+        _TWINS |= _unary_twins(_row)

@@ -18,7 +18,9 @@ from fastact.testing.cases import (
     DEFAULT_CASES,
     DTYPES,
     FUSED_CASES,
+    FUSED_OF_EACH_KIND,
     LAYOUTS,
+    VARIED_CASES,
     pairs,
     random_tensor,
     significant_strides,
@@ -141,7 +143,7 @@ class Doubled(torch.nn.Parameter):
         with torch._C.DisableTorchFunctionSubclass():
             if function is F.linear:
                 x, weight, *bias = args
-                return F.linear(x, 2 * weight.as_subclass(torch.Tensor), *bias)
+                return F.linear(x, 2 * weight, *bias)
             return function(*args, **(kwargs or {}))
 
 
@@ -163,6 +165,42 @@ def test_weight_that_overrides_linear(fused):
         expected = fused.twin(F.linear(x, 2 * w, layer.bias))
     layer.weight = Doubled(w)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("fused", FUSED_OF_EACH_KIND, ids=str)
+def test_compiled_weight_that_overrides_linear(fused, dynamo):
+    x, w, b = random_tensor([4, 6]), random_tensor([5, 6]), random_tensor([5])
+    parameters = {"num_parameters": 5} if fused.learnable else fused.parameters
+    layer = nn.Linear(6, 5, activation=fused.name, **parameters)
+    slope = [layer.activation.weight] if fused.learnable else []
+    layer.weight = Doubled(w)
+    layer.bias = torch.nn.Parameter(b)
+    learnable = {"slope": slope[0]} if fused.learnable else {}
+
+    def function(x):
+        return functional.linear(x, layer.weight, b, fused.name, **fused.parameters, **learnable)
+
+    expected = fused.twin(F.linear(x, 2 * w, b), *slope)
+    for compiled in (torch.compile(f, fullgraph=True, backend="eager") for f in (layer, function)):
+        torch.testing.assert_close(compiled(x).as_subclass(torch.Tensor), expected)
+
+
+# PyTorch's threshold cannot be compiled for a class that overrides it.
+@pytest.mark.parametrize("case", [c for c in VARIED_CASES if c.row.name != "threshold"], ids=str)
+def test_compiled_torch_function_is_handed_pytorchs_function(case, dynamo):
+    class Raised(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if "fastact" in str(function):
+                raise NotImplementedError(function)
+            return super().__torch_function__(function, types, args, kwargs)
+
+    x = random_tensor([4, 6])
+    compiled = torch.compile(case.function, fullgraph=True, backend="eager")
+    y = compiled(x.as_subclass(Raised), *case.tensors(x))
+    assert type(y) is Raised
+    expected = case.twin(x, *case.tensors(x))
+    torch.testing.assert_close(y.as_subclass(torch.Tensor), expected)
 
 
 def test_residual_beside_an_override():

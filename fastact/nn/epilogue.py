@@ -3,7 +3,8 @@ module computes when it is called now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ READERS: dict[type, Callable[[torch.nn.Module], _Computed | None]] = {
     for name, read in _BY_NAME.items()
     for namespace in (torch.nn, activations)
 }
-# As they were when fastact was imported: a class may be patched.
-_FORWARDS: dict[type, Any] = {kind: kind.forward for kind in READERS}
+# With the forward of the class when fastact was imported: it may have been patched since.
+_KNOWN = {kind: (kind.forward, read) for kind, read in READERS.items()}
 
 
 def observer(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,15 +80,19 @@ def has_hooks(module: torch.nn.Module) -> Any:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or (torch_module._has_any_global_hook() and any(map(_takes_part, _hooks_of_all_modules())))
+        or (
+            (_ALL_FORWARD or _ALL_FORWARD_PRE or _ALL_BACKWARD or _ALL_BACKWARD_PRE)
+            and any(map(_takes_part, chain(*map(dict.values, _ALL))))
+        )
     )
 
 
-def _hooks_of_all_modules() -> Iterator[Callable[..., Any]]:
-    yield from torch_module._global_forward_hooks.values()
-    yield from torch_module._global_forward_pre_hooks.values()
-    yield from torch_module._global_backward_hooks.values()
-    yield from torch_module._global_backward_pre_hooks.values()
+# The hooks of all modules.
+_ALL_FORWARD = torch_module._global_forward_hooks
+_ALL_FORWARD_PRE = torch_module._global_forward_pre_hooks
+_ALL_BACKWARD = torch_module._global_backward_hooks
+_ALL_BACKWARD_PRE = torch_module._global_backward_pre_hooks
+_ALL = (_ALL_FORWARD, _ALL_FORWARD_PRE, _ALL_BACKWARD, _ALL_BACKWARD_PRE)
 
 
 def _takes_part(hook: Callable[..., Any]) -> bool:
@@ -99,13 +104,11 @@ def computed_by(module: torch.nn.Module) -> _Computed | None:
     where only the call tells: a derived class, a forward set on the instance or the class, hooks,
     softmax without dim."""
     kind = type(module)
-    read = READERS.get(kind)
-    if (
-        read is None
-        or kind.forward is not _FORWARDS[kind]
-        or "forward" in module.__dict__
-        or has_hooks(module)
-    ):
+    known = _KNOWN.get(kind)
+    if known is None:
+        return None
+    forward, read = known
+    if kind.forward is not forward or "forward" in module.__dict__ or has_hooks(module):
         return None
     return read(module)
 

@@ -9,6 +9,7 @@ from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
 from fastact.nn.epilogue import Argument, FusedActivation, epilogue_of
+from fastact.overrides import traced
 
 
 class Linear(torch.nn.Linear):
@@ -62,11 +63,12 @@ class Linear(torch.nn.Linear):
         # nn.Module.__getattr__ costs 0.2 us; a parametrized weight is not among the parameters.
         weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401  (it is slow)
         bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
-        name, parameters, slope, rest = fused.name, fused.parameters, None, None
+        name, parameters = fused.name, fused.parameters
+        slope = rest = None
         if fused.is_module:
             name, parameters, slope, rest = epilogue_of(self._modules.get("activation"))
         if is_dynamo_compiling():
-            output = torch.ops.fastact.linear(input, weight, bias, name, parameters, slope)
+            output = traced("linear", input, weight, bias, name, parameters, slope, None)
         else:
             output = _C.linear(input, weight, bias, name, parameters, slope, None)
         return output if rest is None else rest(output)
