@@ -357,7 +357,7 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
         params = dict(params)
         activation = gelu_name(op, params.pop("approximate"))
     if activation in REGISTRY:
-        known = REGISTRY[activation].parameters
+        row = REGISTRY[activation]
     elif activation in _NOT_FUSIBLE:
         raise ValueError(
             f"fastact.{op}(): activation: {activation!r} cannot be fused: "
@@ -365,6 +365,7 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
         )
     else:
         raise unknown_activation(op, activation)
+    known = row.parameters
     unexpected = [name for name in params if name not in known]
     if unexpected:
         takes = ", ".join(known) or "no parameters"
@@ -372,7 +373,7 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
             f"fastact.{op}(): {unexpected[0]}: unexpected parameter of activation "
             f"{activation!r}, which takes {takes}; got {params[unexpected[0]]!r}"
         )
-    return activation, tuple(
+    return row.name, tuple(
         [
             _checked(op, name, params[name], default) if name in params else default
             for name, default in known.items()

@@ -418,7 +418,7 @@ def linear(
     elif params or not isinstance(activation, str) or activation not in _defaults:
         activation, values = resolve("linear", activation, params)
     else:
-        values = _defaults[activation][1]
+        activation, values = _defaults[activation]
     if is_dynamo_compiling():
         return traced("linear", input, weight, bias, activation, values, slope, residual)
     return _C.linear(input, weight, bias, activation, values, slope, residual)

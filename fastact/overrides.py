@@ -29,14 +29,21 @@ _DISABLED = torch._C._disabled_torch_function_impl
 
 def call(name: str, *args: Any) -> Any:
     """The operator ``fastact::<name>``, or what PyTorch's functions make of these operands."""
-    if torch._C._is_torch_function_enabled() and any(map(overrides_functions, args)):
-        return _TWINS[name](*args)
     packet, arguments = _operator(name)
-    if not any(isinstance(arg, torch.fx.Proxy) for arg in args):
-        op = name.removesuffix("_")
-        pairs = zip(arguments, args, strict=False)  # the last ones may be left out
-        args = tuple([check(op, argument, value) for (argument, check), value in pairs])
-    return packet(*args)
+    if not _ORDINARY.issuperset(map(type, args)):
+        if torch._C._is_torch_function_enabled() and any(map(overrides_functions, args)):
+            return _TWINS[name](*args)
+        if any(isinstance(value, torch.fx.Proxy) for value in args):
+            return packet(*args)
+    # Under a mode, such as torch.set_default_device, every call comes here, mostly with what needs
+    # no check: they would take 3 us of linear's 11. The last arguments may be left out.
+    op = name.removesuffix("_")
+    return packet(
+        *[
+            value if type(value) is kind else check(op, argument, value)
+            for (argument, check, kind), value in zip(arguments, args, strict=False)
+        ]
+    )
 
 
 def traced(name: str, *args: Any) -> Any:
@@ -93,25 +100,29 @@ def _as_it_is(op: str, name: str, value: Any) -> Any:
     return value
 
 
-# By the type that the schema states; a dimension is the only int.
-_CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
-    "Tensor": _tensor,
-    "Optional[Tensor]": _optional_tensor,
-    "float": as_number,
-    "int": as_dimension,
-    "bool": _bool,
-    "List[float]": _numbers,
-    "Optional[str]": _as_it_is,
+# By the type that the schema states (a dimension is the only int): the check, and the class whose
+# instances need none.
+_Check = Callable[[str, str, Any], Any]
+_CHECKS: dict[str, tuple[_Check, type | None]] = {
+    "Tensor": (_tensor, Tensor),
+    "Optional[Tensor]": (_optional_tensor, Tensor),
+    "float": (as_number, float),
+    "int": (as_dimension, None),
+    "bool": (_bool, bool),
+    "List[float]": (_numbers, None),
+    "Optional[str]": (_as_it_is, str),
 }
+# Classes without a __torch_function__ of their own, or any.
+_ORDINARY = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, tuple}
 
 
 @functools.cache
-def _operator(name: str) -> tuple[Any, list[tuple[str, Callable[[str, str, Any], Any]]]]:
-    """The operator, and the name and check of each of its arguments."""
+def _operator(name: str) -> tuple[Any, list[tuple[str, _Check, type | None]]]:
+    """The operator, and of each of its arguments the name and what ``_CHECKS`` says."""
     packet = getattr(torch.ops.fastact, name)
     arguments = packet.default._schema.arguments
     return packet, [
-        ("input" if argument.name == "self" else argument.name, _CHECKS[str(argument.type)])
+        ("input" if argument.name == "self" else argument.name, *_CHECKS[str(argument.type)])
         for argument in arguments
     ]
 

@@ -1,6 +1,7 @@
 """Does ``activation=`` of a fused layer mean what the module it is given does, now and later?"""
 
 import copy
+import enum
 import functools
 import pickle
 import warnings
@@ -375,6 +376,27 @@ def test_arguments_that_the_class_refuses():
         nn.Linear(6, 4, activation=torch.nn.Threshold)
     with pytest.raises(TypeError, match=r"fastact\.nn\.Linear\(\): activation: .*PReLU.*beta"):
         nn.Linear(6, 4, activation="prelu", beta=1)
+
+
+class Choice(str, enum.Enum):
+    RELU = "relu"
+    GELU = "gelu"
+    PRELU = "prelu"
+
+
+def test_names_that_are_more_than_strings():
+    """As configurations have them."""
+    weight = torch.ones(4, 6)
+    for name in (Choice.RELU, np.str_("relu")):
+        y = functional.linear(X, weight, activation=name)
+        torch.testing.assert_close(y, torch.relu(F.linear(X, weight)))
+        layer = nn.Linear(6, 4, activation=name)
+        assert "activation='relu'" in repr(layer)
+        assert_means(layer, torch.nn.ReLU())
+    layer = nn.Linear(6, 4, activation=Choice.GELU, approximate="tanh")
+    assert_means(layer, torch.nn.GELU(approximate="tanh"))
+    layer = nn.Linear(6, 4, activation=Choice.PRELU)
+    assert_means(layer, layer.activation)
 
 
 def test_one_module_of_two_layers():
