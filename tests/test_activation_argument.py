@@ -358,12 +358,28 @@ class Gated(torch.nn.GLU):
     pass
 
 
-REFUSED = [torch.nn.GLU, torch.nn.GLU(), nn.GLU(0), Gated, torch.nn.RReLU, nn.RReLU()]
-REFUSED += [torch.nn.MultiheadAttention, torch.nn.Identity(), torch.nn.Dropout, torch.nn.Module]
-REFUSED += [torch.nn.Sequential(torch.nn.ReLU()), F.relu, torch.relu, 3, ["relu"], b"relu", {}]
+REFUSED = {
+    "GLU": torch.nn.GLU,
+    "a GLU": torch.nn.GLU(),
+    "fastact's GLU": nn.GLU(0),
+    "derived from GLU": Gated,
+    "RReLU": torch.nn.RReLU,
+    "fastact's RReLU": nn.RReLU(),
+    "MultiheadAttention": torch.nn.MultiheadAttention,
+    "Identity": torch.nn.Identity(),
+    "Dropout": torch.nn.Dropout,
+    "Module": torch.nn.Module,
+    "Sequential": torch.nn.Sequential(torch.nn.ReLU()),
+    "function": F.relu,
+    "builtin": torch.relu,
+    "int": 3,
+    "list": ["relu"],
+    "bytes": b"relu",
+    "dict": {},
+}
 
 
-@pytest.mark.parametrize("activation", REFUSED, ids=lambda given: f"{given!r:.40}")
+@pytest.mark.parametrize("activation", REFUSED.values(), ids=REFUSED)
 def test_refused(activation):
     with pytest.raises(ValueError, match=r"fastact\.nn\.Linear\(\): activation: "):
         nn.Linear(6, 4, activation=activation)
@@ -378,7 +394,7 @@ def test_arguments_that_the_class_refuses():
         nn.Linear(6, 4, activation="prelu", beta=1)
 
 
-class Choice(str, enum.Enum):
+class Choice(str, enum.Enum):  # noqa: UP042  (a StrEnum's str() is the name, this one's is not)
     RELU = "relu"
     GELU = "gelu"
     PRELU = "prelu"
