@@ -14,9 +14,6 @@ from torch.nn.modules import module as torch_module
 from fastact.activations import REGISTRY, resolve, unknown_activation
 from fastact.nn import activations
 
-# What ``activation=`` takes.
-Argument = str | type[torch.nn.Module] | torch.nn.Module | None
-
 # ---- what an activation module computes now ----------------------------------------------------
 
 # A registry name with its parameters.
@@ -164,13 +161,16 @@ class FusedActivation:
     """
 
     def __init__(
-        self, op: str, activation: Argument, params: dict[str, Any], **factory: Any
+        self,
+        op: str,
+        activation: str | type[torch.nn.Module] | torch.nn.Module | None,
+        params: dict[str, Any],
+        **factory: Any,
     ) -> None:
         self.module: torch.nn.Module | None = None
         self.name: str | None = None
         self.parameters: tuple[Any, ...] = ()
         self.is_module = False
-        given = activation
         if activation is None:
             if params:
                 raise TypeError(
@@ -181,6 +181,7 @@ class FusedActivation:
             _check_class(op, activation)
             activation, params = _made(op, activation, params, factory), {}
         elif isinstance(activation, str) and activation == "prelu":
+            self.name = "prelu"
             activation, params = _made(op, activations.PReLU, params, factory), {}
         if not isinstance(activation, torch.nn.Module):
             self.name, self.parameters = resolve(op, activation, params)
@@ -192,7 +193,7 @@ class FusedActivation:
             )
         _check_class(op, type(activation))
         self.module, self.is_module = activation, True
-        self.name = given if isinstance(given, str) else type(activation).__name__
+        self.name = self.name or type(activation).__name__
 
     def __repr__(self) -> str:
         """The keyword arguments that a layer's repr shows; a module is shown by itself."""

@@ -8,7 +8,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
-from fastact.nn.epilogue import Argument, FusedActivation, epilogue_of
+from fastact.nn.epilogue import FusedActivation, epilogue_of
 from fastact.overrides import traced
 
 
@@ -48,7 +48,7 @@ class Linear(torch.nn.Linear):
         device: Any = None,
         dtype: Any = None,
         *,
-        activation: Argument = None,
+        activation: str | type[torch.nn.Module] | torch.nn.Module | None = None,
         **params: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
