@@ -53,7 +53,7 @@ wheel: fastact/_build.py ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean: ## remove what the build made; .venv stays
-	rm -rf build dist *.egg-info fastact/*.so fastact/_build.py .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info fastact/*.so fastact/_build.py .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +
 
 .venv/bin/python:

@@ -26,9 +26,10 @@ from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
 from fastact.activations import REGISTRY
+from fastact.nn.epilogue import READERS, FusedActivation, computed_by, has_hooks, slope_of
 from fastact.nn.frozen import FrozenLinear
-from fastact.nn.linear import FusedActivation, Linear, slope_of
-from fastact.patterns import READERS, TWINS, epilogue_of, has_hooks
+from fastact.nn.linear import Linear
+from fastact.patterns import TWINS, epilogue_of
 from fastact.recording import (
     Recorder,
     Unrecordable,
@@ -99,8 +100,7 @@ def linear_then_module(
 ) -> Tensor:
     """activation(linear(input) + residual), in one operator unless a hook, a parametrization or
     another module has come between since the conversion."""
-    read = READERS.get(type(activation))
-    epilogue = read(activation) if read and not has_hooks(activation) else None
+    epilogue = computed_by(activation)
     if epilogue is not None:
         slope = slope_of(activation) if epilogue[0] == "prelu" else None
         output = _fused_linear(linear, input, *epilogue, slope, residual, residual_first)
@@ -277,7 +277,7 @@ class _Fuser:
             return _Activation(user, name, parameters, slope and slope.target)
         if id(module) not in self.activations or _only_input(user) is None:
             return None
-        epilogue = READERS[TWINS.get(type(module), type(module))](module)
+        epilogue = READERS[type(module)](module)
         if epilogue is None:
             return None
         slope = f"{user.target}.weight" if epilogue[0] == "prelu" else None

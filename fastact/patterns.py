@@ -1,10 +1,9 @@
-"""What conversion recognises in a model: activations, as modules and as calls in a graph."""
+"""What conversion recognises in a graph: activations, as calls."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,49 +16,6 @@ from fastact.activations import REGISTRY, resolve
 
 # torch.nn's activation modules and fastact's.
 TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__}
-
-# ---- what an activation module computes --------------------------------------------------------
-
-# A registry name with its parameters.
-_Epilogue = tuple[str, tuple[float, ...]]
-
-
-def _reader(name: str) -> Callable[[torch.nn.Module], _Epilogue]:
-    """Reads off a module what it computes now: it may have been edited since the conversion."""
-    names = tuple(REGISTRY[name].parameters)
-    if not names:
-        constant = (name, ())
-        return lambda module: constant
-    return lambda module: (name, tuple([getattr(module, parameter) for parameter in names]))
-
-
-def _softmax_reader(name: str, *rest: float) -> Callable[[torch.nn.Module], _Epilogue | None]:
-    # Without dim PyTorch warns, and guesses from the number of dimensions.
-    return lambda module: None if module.dim is None else (name, (module.dim, *rest))
-
-
-# By fastact's class; None where the module cannot be fused as it is. RReLU draws random numbers and
-# Softmax2d asks for a number of dimensions, so neither is here.
-READERS: dict[type, Callable[[torch.nn.Module], _Epilogue | None]] = {
-    TWINS[getattr(torch.nn, row.module)]: _reader(row.name)
-    for row in REGISTRY.values()
-    if row.module and row.name != "gelu_tanh"
-} | {
-    nn.GELU: lambda module: ({"none": "gelu", "tanh": "gelu_tanh"}[module.approximate], ()),
-    nn.Softmax: _softmax_reader("softmax", 1.0),
-    nn.Softmin: _softmax_reader("softmax", -1.0),
-    nn.LogSoftmax: _softmax_reader("log_softmax"),
-}
-
-
-def has_hooks(module: torch.nn.Module) -> Any:
-    return (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
 
 # ---- activations as calls in a graph -----------------------------------------------------------
 

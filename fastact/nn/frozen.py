@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastact import _C
-from fastact.nn.linear import FusedActivation, Linear, slope_of
+from fastact.nn.epilogue import FusedActivation, epilogue_of
+from fastact.nn.linear import Linear
+from fastact.overrides import traced
 
 
 class FrozenLinear(Linear):
@@ -40,8 +42,11 @@ class FrozenLinear(Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         fused = self.fused
-        slope = slope_of(self._modules["activation"]) if fused.name == "prelu" else None
-        return self.with_epilogue(input, fused.name, fused.parameters, slope)
+        if not fused.is_module:
+            return self.with_epilogue(input, fused.name, fused.parameters)
+        *epilogue, rest = epilogue_of(self._modules.get("activation"))
+        output = self.with_epilogue(input, *epilogue)
+        return output if rest is None else rest(output)
 
     def with_epilogue(
         self,
@@ -54,11 +59,10 @@ class FrozenLinear(Linear):
         """activation(x @ weight.T + bias + residual), neither of which is the layer's own."""
         own = self._parameters
         weight, bias = own["weight"], own["bias"]
-        # Exported too: a packed weight is for this process alone.
-        if is_compiling():
-            return torch.ops.fastact.linear(
-                input, weight, bias, activation, parameters, slope, residual
-            )
+        if is_dynamo_compiling():
+            return traced("linear", input, weight, bias, activation, parameters, slope, residual)
+        if is_compiling():  # exported: a packed weight is for this process alone
+            return _C.linear(input, weight, bias, activation, parameters, slope, residual)
         return _C.linear_packed(
             input, self.packed, weight, bias, activation, parameters, slope, residual
         )
