@@ -7,6 +7,7 @@
 #include <ATen/ScalarOps.h>
 
 #include "activation.h"
+#include "core/checks.h"
 #include "math/activations.h"
 
 namespace fastact {
@@ -153,8 +154,8 @@ template <>
 struct Composition<Hardsigmoid> : Defaults {
   static Tensor forward(const Tensor& x, const double*) {
     // at::hardsigmoid has no forward derivative of its backward.
-    return x.is_floating_point() ? at::div(at::hardtanh(at::add(x, 3), 0, 6), 6)
-                                 : at::hardsigmoid(x);
+    return x.is_floating_point() && has_sizes(x) ? at::div(at::hardtanh(at::add(x, 3), 0, 6), 6)
+                                                 : at::hardsigmoid(x);
   }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     // Not at::hardsigmoid_backward, which cannot be differentiated.
