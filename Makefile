@@ -5,6 +5,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?= --quick
+FUZZ_ARGS ?= --calls 20000
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -13,7 +14,7 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy peers lint format wheel clean
+.PHONY: help test bench accuracy fuzz peers lint format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +30,15 @@ bench: .venv/installed .venv/bench-tools ## set up, build, run the quick benchma
 
 accuracy: .venv/installed ## set up, build, measure the error of every activation
 	$(BIN)/python -m fastact.testing.accuracy
+
+fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator with arguments that do not fit
+	$(BIN)/python -m fastact.testing.misfits $(FUZZ_ARGS)
+
+models: .venv/installed ## convert models of other libraries (installed beside) and write docs/models.md
+	$(BIN)/python tools/models.py
+
+generated: .venv/installed .venv/test-tools ## compare 10,000 random modules with their conversions
+	$(BIN)/python -m pytest -q -m slow tests/test_conversion_generated.py $(PYTEST_ARGS)
 
 peers: .venv/installed .venv/peers-tools ## install the other systems that the benchmarks compare with
 
@@ -49,7 +59,7 @@ wheel: fastact/_build.py ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean: ## remove what the build made; .venv stays
-	rm -rf build dist *.egg-info fastact/*.so fastact/_build.py .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info fastact/*.so fastact/_build.py .pytest_cache .mypy_cache .ruff_cache
 	find . -path ./.venv -prune -o -name __pycache__ -exec rm -rf {} +
 
 .venv/bin/python:

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "autograd/compositions.h"
+#include "core/checks.h"
 #include "math/activations.h"
 #include "operators.h"
 
@@ -25,6 +26,7 @@ constexpr Activation row(int index) {
   }
   row.cost = A::cost;
   row.saves_output = &A::saves_output;
+  row.keeps_strides = Composition<A>::keeps_strides;
   row.check = &Composition<A>::check;
   row.compose = &Composition<A>::forward;
   row.compose_backward = &Composition<A>::backward;
@@ -194,6 +196,10 @@ Tensor Activation::redispatch_backward(c10::DispatchKeySet keys, const Tensor& g
   return with_arity(*this, [&](auto arity) {
     return decltype(arity)::redispatch_backward(*this, keys, grad, saved, p);
   });
+}
+
+void check_unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved) {
+  check_gradient({activation.name, "_backward"}, grad, "saved", saved);
 }
 
 at::ArrayRef<Activation> activations() { return kActivations; }

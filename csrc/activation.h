@@ -26,6 +26,7 @@ struct Activation {
   std::array<double, kMaxParameters> parameter_defaults;
   int cost;  // cycles per 16 fp32 elements
   bool (*saves_output)(const double* parameters);
+  bool keeps_strides;  // the output's strides are the input's, else it is contiguous
 
   // Raises what PyTorch raises for a parameter out of range.
   void (*check)(const double* parameters);
@@ -42,6 +43,9 @@ struct Activation {
   Tensor redispatch_backward(c10::DispatchKeySet keys, const Tensor& grad, const Tensor& saved,
                              const double* parameters) const;
 };
+
+// Of NAME_backward; raises where grad and saved do not fit each other.
+void check_unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved);
 
 at::ArrayRef<Activation> activations();
 // Null where the registry has no such name.

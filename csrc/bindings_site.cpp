@@ -130,10 +130,10 @@ struct Names {
       getattribute{pybind11::str("__getattribute__")}, in_place{pybind11::str("inplace")},
       training{pybind11::str("training")}, p{pybind11::str("p")}, fused{pybind11::str("fused")},
       name{pybind11::str("name")}, iter{pybind11::str("__iter__")}, add{pybind11::str("add")},
-      values{pybind11::str("values")};
+      values{pybind11::str("values")}, is_module{pybind11::str("is_module")};
 
   Names() {
-    for (Object* one = &forward; one <= &values; ++one) {
+    for (Object* one = &forward; one <= &is_module; ++one) {
       PyObject* text = one->release().ptr();
       PyUnicode_InternInPlace(&text);
       *one = pybind11::reinterpret_steal<Object>(text);
@@ -232,7 +232,7 @@ Look surroundings() {
   }
   for (const Object& hooks : tables().global_hooks) {
     if (PyDict_GET_SIZE(hooks.ptr()) != 0) {
-      return Look::kNo;
+      return Look::kPython;  // it may only observe
     }
   }
   return Look::kYes;
@@ -281,8 +281,11 @@ struct Fusion {
       if (!fused) {
         return Look::kNo;
       }
-      const auto name = pybind11::reinterpret_steal<Object>(PyObject_GetAttr(fused, n.name.ptr()));
-      if (!name || !name.is_none()) {
+      const auto get = [&](const Object& name) {
+        return pybind11::reinterpret_steal<Object>(PyObject_GetAttr(fused, name.ptr()));
+      };
+      const Object name = get(n.name), is_module = get(n.is_module);
+      if (!name || !name.is_none() || is_module.ptr() != Py_False) {
         PyErr_Clear();
         return Look::kPython;
       }
@@ -520,12 +523,10 @@ Tensor Fusion::run(bool saves_output) const {
     throw AskPython();
   }
   const bool keeps = saves_output || !epilogue || tables().keeps_result.count(after.name);
-  if (grad && !keeps) {
-    throw AskPython();
-  }
   static const auto handle = find_operator<LinearSchema>("linear");
   return call([&] {
-    return handle.call(value, weight, bias, activation, after.parameters, after.slope, residual);
+    return handle.call(value, weight, bias, activation, after.parameters, after.slope, residual,
+                       keeps);
   });
 }
 

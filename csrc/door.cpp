@@ -3,13 +3,13 @@
 //
 // Each function is METH_FASTCALL: pybind11's own argument parsing costs 0.2 to 0.6 us a call (Zen
 // 5), this one 0.05. It serves plain tensors and numbers; whatever else comes (subclasses,
-// __torch_function__ modes, symbolic numbers, wrong types) goes to torch.ops.fastact, which handles
-// or refuses it as PyTorch does.
+// __torch_function__ modes, symbolic numbers, wrong types) goes to fastact/overrides.py, which
+// handles or refuses it as PyTorch does.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <pybind11/gil_safe_call_once.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
-#include <torch/csrc/utils/python_numbers.h>
 
 #include "bindings_site.h"
 #include "gated.h"
@@ -28,15 +28,27 @@ bool is_plain(PyObject* object) { return THPVariable_CheckExact(object); }
 
 bool no_function_mode() { return !at::impl::torch_function_mode_enabled(); }
 
-// A Python number as a double; false for everything that is not exactly a float or an int.
+// A Python number as a double; false for everything that is not exactly a float, or an int of 64
+// bits.
 bool as_double(PyObject* object, double& value) {
   if (PyFloat_CheckExact(object)) {
     value = PyFloat_AS_DOUBLE(object);
     return true;
   }
   if (PyLong_CheckExact(object)) {
-    value = PyLong_AsDouble(object);
-    return !(value == -1.0 && PyErr_Occurred());
+    int overflow = 0;
+    value = static_cast<double>(PyLong_AsLongLongAndOverflow(object, &overflow));
+    return !overflow;
+  }
+  return false;
+}
+
+// A Python int as a dimension; false for everything else, and where 64 bits do not hold it.
+bool as_dimension(PyObject* object, int64_t& value) {
+  int overflow = 0;
+  if (PyLong_CheckExact(object)) {
+    value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return !overflow;
   }
   return false;
 }
@@ -59,33 +71,19 @@ auto run(const char* name, const Tensor& self, const F& f) {
   }
 }
 
-// torch.ops.fastact.NAME, looked up once.
-PyObject* overload_packet(const char* name) {
-  const auto operators = pybind11::module_::import("torch").attr("ops").attr("fastact");
-  return pybind11::object(operators.attr(name)).release().ptr();
-}
-
-PyObject* call_packet(PyObject* packet, PyObject* const* args, Py_ssize_t count) {
-  PyErr_Clear();
-  if (count > 0 && !THPVariable_Check(args[0]) &&
-      !PyObject_HasAttrString(args[0], "__torch_function__")) {
-    const std::string name = pybind11::str(pybind11::handle(packet).attr("__name__"));
-    PyErr_Format(PyExc_TypeError, "fastact.%s(): input: expected a Tensor, got %s", name.c_str(),
-                 Py_TYPE(args[0])->tp_name);
-    return nullptr;
-  }
-  PyObject* result = PyObject_Vectorcall(packet, args, count, nullptr);
-  // PyTorch's functions raise TypeError for an argument of a wrong type, operators RuntimeError.
-  if (!result && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
-    pybind11::error_already_set error;
-    const std::string message = pybind11::str(error.value());
-    if (message.find("Expected a value of type") != std::string::npos) {
-      PyErr_SetString(PyExc_TypeError, message.c_str());
-    } else {
-      error.restore();
-    }
-  }
-  return result;
+// fastact.overrides.call(name, *args): what is not served here.
+PyObject* hand_on(const char* name, PyObject* const* args, Py_ssize_t count) {
+  // A plain static would hold its guard while the import lets go of the GIL: a deadlock.
+  PYBIND11_CONSTINIT static pybind11::gil_safe_call_once_and_store<pybind11::object> storage;
+  const pybind11::object& call =
+      storage
+          .call_once_and_store_result(
+              [] { return pybind11::module_::import("fastact.overrides").attr("call"); })
+          .get_stored();
+  const pybind11::str text(name);
+  c10::SmallVector<PyObject*, 9> all{text.ptr()};
+  all.append(args, args + count);
+  return PyObject_Vectorcall(call.ptr(), all.data(), all.size(), nullptr);
 }
 
 template <class A, class I = std::make_index_sequence<A::num_parameters>>
@@ -106,8 +104,7 @@ struct Unary<A, std::index_sequence<I...>> {
     HANDLE_TH_ERRORS
     double p[A::num_parameters + 1];
     if (C10_UNLIKELY(!parse(args, count, p))) {
-      static PyObject* const packet = overload_packet(A::name);
-      return call_packet(packet, args, count);
+      return hand_on(A::name, args, count);
     }
     static const auto handle = find_operator<typename Schemas::Forward>(A::name);
     const Tensor& self = THPVariable_Unpack(args[0]);
@@ -119,8 +116,7 @@ struct Unary<A, std::index_sequence<I...>> {
     HANDLE_TH_ERRORS
     double p[A::num_parameters + 1];
     if (C10_UNLIKELY(!parse(args, count, p))) {
-      static PyObject* const packet = overload_packet((std::string(A::name) + "_").c_str());
-      return call_packet(packet, args, count);
+      return hand_on((std::string(A::name) + "_").c_str(), args, count);
     }
     static const auto handle = find_operator<typename Schemas::Inplace>(std::string(A::name) + "_");
     Tensor self = THPVariable_Unpack(args[0]);
@@ -133,8 +129,7 @@ struct Unary<A, std::index_sequence<I...>> {
 PyObject* prelu(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (C10_UNLIKELY(count != 2 || !is_plain(args[0]) || !is_plain(args[1]) || !no_function_mode())) {
-    static PyObject* const packet = overload_packet("prelu");
-    return call_packet(packet, args, count);
+    return hand_on("prelu", args, count);
   }
   static const auto handle = find_operator<Tensor(const Tensor&, const Tensor&)>("prelu");
   const Tensor& self = THPVariable_Unpack(args[0]);
@@ -147,14 +142,13 @@ PyObject* prelu(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <int unit>
 PyObject* gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  int64_t dim = 0;
   if (C10_UNLIKELY(count != 2 || !is_plain(args[0]) || !no_function_mode() ||
-                   !PyLong_CheckExact(args[1]))) {
-    static PyObject* const packet = overload_packet(kGatedUnitNames[unit]);
-    return call_packet(packet, args, count);
+                   !as_dimension(args[1], dim))) {
+    return hand_on(kGatedUnitNames[unit], args, count);
   }
   static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>(kGatedUnitNames[unit]);
   const Tensor& self = THPVariable_Unpack(args[0]);
-  const int64_t dim = THPUtils_unpackLong(args[1]);
   return THPVariable_Wrap(run(kGatedUnitNames[unit], self, [&] { return handle.call(self, dim); }));
   END_HANDLE_TH_ERRORS
 }
@@ -163,14 +157,13 @@ PyObject* gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <bool log>
 PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  int64_t dim = 0;
   double scale = 1;
   if (C10_UNLIKELY(count != (log ? 2 : 3) || !is_plain(args[0]) || !no_function_mode() ||
-                   !PyLong_CheckExact(args[1]) || !(log || as_double(args[2], scale)))) {
-    static PyObject* const packet = overload_packet(log ? "log_softmax" : "softmax");
-    return call_packet(packet, args, count);
+                   !as_dimension(args[1], dim) || !(log || as_double(args[2], scale)))) {
+    return hand_on(log ? "log_softmax" : "softmax", args, count);
   }
   const Tensor& self = THPVariable_Unpack(args[0]);
-  const int64_t dim = THPUtils_unpackLong(args[1]);
   return THPVariable_Wrap(run(log ? "log_softmax" : "softmax", self, [&] {
     if constexpr (log) {
       static const auto handle = find_operator<Tensor(const Tensor&, int64_t)>("log_softmax");
@@ -186,18 +179,17 @@ PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // masked_softmax(input, mask or None, dim, scale, is_causal)
 PyObject* masked_softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
+  int64_t dim = 0;
   double scale = 1;
   if (C10_UNLIKELY(count != 5 || !is_plain(args[0]) || !no_function_mode() ||
-                   !(args[1] == Py_None || is_plain(args[1])) || !PyLong_CheckExact(args[2]) ||
+                   !(args[1] == Py_None || is_plain(args[1])) || !as_dimension(args[2], dim) ||
                    !as_double(args[3], scale) || !PyBool_Check(args[4]))) {
-    static PyObject* const packet = overload_packet("masked_softmax");
-    return call_packet(packet, args, count);
+    return hand_on("masked_softmax", args, count);
   }
   using Schema = Tensor(const Tensor&, const OptionalTensor&, int64_t, double, bool);
   static const auto handle = find_operator<Schema>("masked_softmax");
   const Tensor& self = THPVariable_Unpack(args[0]);
   const OptionalTensor mask = args[1] == Py_None ? OptionalTensor() : THPVariable_Unpack(args[1]);
-  const int64_t dim = THPUtils_unpackLong(args[2]);
   const bool is_causal = args[4] == Py_True;
   return THPVariable_Wrap(
       run("masked_softmax", self, [&] { return handle.call(self, mask, dim, scale, is_causal); }));
@@ -205,7 +197,8 @@ PyObject* masked_softmax(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 // linear(input, weight, bias or None, activation or None, tuple of parameters, slope or None,
-// residual or None), and linear_packed, where `packed` comes after the input.
+// residual or None[, save_output]), and linear_packed, without save_output, where `packed` comes
+// after the input.
 template <bool packed>
 PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
@@ -215,7 +208,8 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const auto plain_or_none = [](PyObject* object) { return object == Py_None || is_plain(object); };
   c10::SmallVector<double, 4> parameters;
   const auto parse = [&] {
-    if (count != kCount || !is_plain(args[0]) || (packed && !is_plain(args[1])) ||
+    const bool has_flag = !packed && count == kCount + 1 && PyBool_Check(args[kCount]);
+    if ((count != kCount && !has_flag) || !is_plain(args[0]) || (packed && !is_plain(args[1])) ||
         !is_plain(rest[0]) || !plain_or_none(rest[1]) ||
         !(rest[2] == Py_None || PyUnicode_CheckExact(rest[2])) || !PyTuple_CheckExact(rest[3]) ||
         !plain_or_none(rest[4]) || !plain_or_none(rest[5]) || !no_function_mode()) {
@@ -229,8 +223,7 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return true;
   };
   if (C10_UNLIKELY(!parse())) {
-    static PyObject* const packet = overload_packet(name);
-    return call_packet(packet, args, count);
+    return hand_on(name, args, count);
   }
   const auto optional_tensor = [](PyObject* object) {
     return object == Py_None ? OptionalTensor() : THPVariable_Unpack(object);
@@ -256,7 +249,8 @@ PyObject* linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
                          slope, residual);
     } else {
       static const auto handle = find_operator<LinearSchema>(name);
-      return handle.call(input, weight, bias, activation, parameters, slope, residual);
+      const bool save_output = count == kCount || args[kCount] == Py_True;
+      return handle.call(input, weight, bias, activation, parameters, slope, residual, save_output);
     }
   }));
   END_HANDLE_TH_ERRORS

@@ -3,10 +3,19 @@
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/prelu.h>
 
+#include <cmath>
+
 #include "prelu.h"
 #include "softmax.h"
 
 namespace fastact {
+
+namespace {
+
+constexpr double kMaxDim =
+    1 << 16;  // above any number of dimensions; NaN and infinity are not below
+
+}  // namespace
 
 Epilogue::Epilogue(const char* op, std::optional<std::string_view> activation,
                    at::ArrayRef<double> parameters, const std::optional<Tensor>& slope) {
@@ -25,7 +34,12 @@ Epilogue::Epilogue(const char* op, std::optional<std::string_view> activation,
   } else if (*activation == "softmax" || *activation == "log_softmax") {
     kind_ = *activation == "softmax" ? Kind::kSoftmax : Kind::kLogSoftmax;
     expected = kind_ == Kind::kSoftmax ? 2 : 1;
-    dim_ = parameters.empty() ? -1 : static_cast<int64_t>(parameters[0]);
+    if (!parameters.empty()) {
+      TORCH_CHECK_TYPE(
+          std::trunc(parameters[0]) == parameters[0] && std::abs(parameters[0]) < kMaxDim,
+          "fastact.", op, "(): dim: expected an integer, got ", parameters[0]);
+      dim_ = static_cast<int64_t>(parameters[0]);
+    }
     scale_ = parameters.size() < 2 ? 1 : parameters[1];
   } else {
     kind_ = Kind::kUnary;
@@ -53,7 +67,7 @@ bool Epilogue::saves_output() const {
 }
 
 Tensor Epilogue::apply_in_place(Tensor z) const {
-  if (kind_ == Kind::kUnary && is_kernel_dtype(z.scalar_type())) {
+  if (kind_ == Kind::kUnary && is_kernel_dtype(z.scalar_type()) && has_sizes(z)) {
     return activation_->call_(z, parameters_.data());
   }
   return apply(z);

@@ -33,6 +33,8 @@ class Epilogue {
 
   // Which tensor backward() reads: the output, or the value before the activation.
   bool saves_output() const;
+  // That tensor from the value before the activation.
+  Tensor saved_from(const Tensor& z) const { return saves_output() ? apply(z) : z; }
 
   // The activation by fastact's operators, in the memory of `z` where it can be: `z` must be fresh.
   Tensor apply_in_place(Tensor z) const;

@@ -27,6 +27,9 @@ at::ArrayRef<GatedUnit> gated_units();
 
 // `dim` made non-negative; raises what torch.nn.functional.glu raises for a size that is odd.
 int64_t check_gated(const GatedUnit& unit, const Tensor& self, int64_t dim);
+// Of NAME_backward.
+int64_t check_gated_backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self,
+                             int64_t dim);
 
 // Differentiable to any order.
 Tensor compose_gated(const GatedUnit& unit, const Tensor& self, int64_t dim);

@@ -9,20 +9,18 @@
 #include <string_view>
 #include <tuple>
 
+#include "core/checks.h"
+
 namespace fastact {
 
 class Epilogue;
-
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-inline bool is_defined(const OptionalTensor& t) { return t && t->defined(); }
 
 // What every operator of the family is called with, by the names of the schemas in ops.cpp.
 using ActivationName = std::optional<c10::string_view>;
 using LinearSchema = Tensor(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                             ActivationName activation, at::ArrayRef<double> parameters,
-                            const OptionalTensor& slope, const OptionalTensor& residual);
+                            const OptionalTensor& slope, const OptionalTensor& residual,
+                            bool save_output);
 // The output, and the value before the activation.
 using LinearTrainingSchema = std::tuple<Tensor, Tensor>(const Tensor& input, const Tensor& weight,
                                                         const OptionalTensor& bias,
@@ -34,19 +32,26 @@ using LinearPackedSchema = Tensor(const Tensor& input, const Tensor& packed, con
                                   at::ArrayRef<double> parameters, const OptionalTensor& slope,
                                   const OptionalTensor& residual);
 // The gradients of input, weight, bias, slope and residual; empty where the mask is false. `saved`
-// is the output or the value before the activation (Epilogue::saves_output), none without an
-// activation.
+// is none without an activation; the output where Epilogue::saves_output() and `save_output`; else
+// the value before the activation.
 using LinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using LinearMask = std::array<bool, std::tuple_size_v<LinearGradients>>;
-using LinearBackwardSchema = LinearGradients(const Tensor& grad, const OptionalTensor& saved,
-                                             const OptionalTensor& input,
-                                             const OptionalTensor& weight,
-                                             const OptionalTensor& bias,
-                                             const OptionalTensor& slope, ActivationName activation,
-                                             at::ArrayRef<double> parameters, LinearMask mask);
+using LinearBackwardSchema = LinearGradients(
+    const Tensor& grad, const OptionalTensor& saved, const OptionalTensor& input,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& slope,
+    ActivationName activation, at::ArrayRef<double> parameters, LinearMask mask, bool save_output);
 
 // Raises what torch.nn.functional.linear raises.
 void check_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias);
+// Raises unless every operand that a wanted gradient needs is there and has the shape that follows
+// from `grad`.
+void check_linear_backward(const Epilogue& epilogue, const Tensor& grad,
+                           const OptionalTensor& saved, const OptionalTensor& input,
+                           const OptionalTensor& weight, const OptionalTensor& bias,
+                           const LinearMask& mask);
+void check_pack_linear(const Tensor& weight);
+// Raises unless `packed` is empty or what pack_linear(weight) returns, by its size.
+void check_packed(const Tensor& packed, const Tensor& weight);
 
 // Whether a residual has the dtype and the shape of the product, so that it can be added to its
 // tiles. Others are promoted and broadcast, as PyTorch's + does it.

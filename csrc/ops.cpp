@@ -7,6 +7,7 @@
 #include "activation.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
+#include "epilogue.h"
 #include "gated.h"
 
 namespace fastact {
@@ -59,24 +60,36 @@ TORCH_LIBRARY(fastact, m) {
   m.def(
       "masked_softmax(Tensor self, Tensor? mask=None, int dim=-1, float scale=1., "
       "bool is_causal=False) -> Tensor");
+  // The gradient of self, 0 where a boolean mask is false or, is_causal, above the diagonal.
+  m.def(
+      "masked_softmax_backward(Tensor grad, Tensor output, Tensor? mask, int dim, float scale, "
+      "bool is_causal) -> Tensor");
 
   // activation(input @ weight.T + bias + residual). `activation` is a registry name, `params` its
   // parameters in the registry's order (empty: the defaults), `slope` the learnable tensor of
-  // "prelu".
+  // "prelu". With save_output=False backward reads the value before the activation, so that the
+  // output may be written to.
   m.def(
       "linear(Tensor input, Tensor weight, Tensor? bias=None, str? activation=None, "
-      "float[] params=[], Tensor? slope=None, Tensor? residual=None) -> Tensor");
+      "float[] params=[], Tensor? slope=None, Tensor? residual=None, bool save_output=True) -> "
+      "Tensor");
   // Output, and the value before the activation, for activations whose backward reads that.
   m.def(
       "linear_training(Tensor input, Tensor weight, Tensor? bias, str? activation, float[] params, "
       "Tensor? slope) -> (Tensor, Tensor)");
   // The gradients of input, weight, bias, slope and residual, empty where `mask` is false. `saved`
-  // is the output or the value before the activation; each other tensor is there where a gradient
-  // needs it.
+  // is the output where the activation's backward reads that and save_output is true, else the
+  // value before the activation; each other tensor is there where a gradient needs it.
   m.def(
       "linear_backward(Tensor grad, Tensor? saved, Tensor? input, Tensor? weight, Tensor? bias, "
-      "Tensor? slope, str? activation, float[] params, bool[5] mask) -> "
+      "Tensor? slope, str? activation, float[] params, bool[5] mask, bool save_output=True) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // Whether the backward of an activation reads its output rather than its input.
+  m.def("saves_output(str activation, float[] params=[]) -> bool",
+        [](c10::string_view activation, at::ArrayRef<double> parameters) {
+          return activation != "prelu" &&
+                 Epilogue("saves_output", activation, parameters, std::nullopt).saves_output();
+        });
   // linear with a weight whose panels were packed before: `packed` is what pack_linear(weight)
   // returned in this process, and the caller answers for it still being that. Empty: not packed.
   m.def("pack_linear(Tensor weight) -> Tensor");

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from fastact.arguments import as_dimension, as_number
+
 # What the kernels compute (is_kernel_dtype() in csrc/activation.h).
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -346,13 +348,16 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
 
     Raises:
         ValueError: no such activation, or one that cannot be fused.
-        TypeError: a parameter that the activation does not have.
+        TypeError: a parameter that the activation does not have, or not of its type; for other
+            errors see :mod:`fastact.arguments`.
     """
+    if not isinstance(activation, str):
+        raise unknown_activation(op, activation)
     if activation == "gelu" and "approximate" in params:
         params = dict(params)
         activation = gelu_name(op, params.pop("approximate"))
     if activation in REGISTRY:
-        known = REGISTRY[activation].parameters
+        row = REGISTRY[activation]
     elif activation in _NOT_FUSIBLE:
         raise ValueError(
             f"fastact.{op}(): activation: {activation!r} cannot be fused: "
@@ -360,6 +365,7 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
         )
     else:
         raise unknown_activation(op, activation)
+    known = row.parameters
     unexpected = [name for name in params if name not in known]
     if unexpected:
         takes = ", ".join(known) or "no parameters"
@@ -367,12 +373,17 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
             f"fastact.{op}(): {unexpected[0]}: unexpected parameter of activation "
             f"{activation!r}, which takes {takes}; got {params[unexpected[0]]!r}"
         )
-    for name, value in params.items():
-        if value is None or isinstance(value, (str, bytes, list, tuple, dict)):
-            raise TypeError(
-                f"fastact.{op}(): {name}: expected a number, got {type(value).__name__} {value!r}"
-            )
-    return activation, tuple(params.get(name, default) for name, default in known.items())
+    return row.name, tuple(
+        [
+            _checked(op, name, params[name], default) if name in params else default
+            for name, default in known.items()
+        ]
+    )
+
+
+def _checked(op: str, name: str, value: Any, default: float) -> Any:
+    # A schema's ints are dimensions.
+    return (as_dimension if isinstance(default, int) else as_number)(op, name, value)
 
 
 def gelu_name(op: str, approximate: str) -> str:

@@ -23,6 +23,7 @@ from fastact import conversion, functional
 from fastact.activations import KERNEL_DTYPES
 from fastact.conversion import site
 from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
+from fastact.nn.epilogue import observer
 
 # What torch.ops.fastact.linear_road() returns.
 _ROADS = {
@@ -234,12 +235,14 @@ class _Watch(TorchDispatchMode):
         """By global hooks: those of a module would keep a converted pair apart."""
         thread = threading.get_ident()
 
+        @observer
         def enter(module: torch.nn.Module, args: Any) -> None:
             if thread == threading.get_ident():
                 if module not in self._paths:
                     self._add(module, type(module).__name__)
                 self._stack.append(module)
 
+        @observer
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
             if thread == threading.get_ident() and self._stack:
                 self._stack.pop()

@@ -15,6 +15,8 @@ tensor([[1., 0., 2.]])
 from __future__ import annotations
 
 import linecache
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
 from fastact.activations import REGISTRY, Activation, gelu_name, resolve
+from fastact.arguments import as_number
+from fastact.overrides import overrides_functions, traced
 
 # Under Dynamo a call of the door (a C function) cannot be traced, so each function calls the
 # operator, or ATen where Inductor fuses better; is_dynamo_compiling() costs 0.04 us in eager mode.
@@ -34,26 +38,26 @@ _REQUIRED_PARAMETERS = {"threshold"}
 def _source(row: Activation) -> str:
     """The text of the function of one unary activation."""
     names = list(row.parameters)
-    if row.name in _REQUIRED_PARAMETERS:
-        declared = names
-    else:
-        declared = [f"{name}={default!r}" for name, default in row.parameters.items()]
-    signature = ", ".join(["input", *declared, *(["inplace=False"] if row.inplace else [])])
+    declared = [f"{name}: float" for name in names]
+    if row.name not in _REQUIRED_PARAMETERS:
+        defaults = row.parameters.values()
+        declared = [f"{text} = {value!r}" for text, value in zip(declared, defaults, strict=True)]
+    signature = ["input: torch.Tensor", *declared, *(["inplace: bool = False"] * row.inplace)]
     arguments = ", ".join(["input", *names])
-    traced = f"_{'reference' if row.inductor_fuses else 'operator'}_{row.name}"
-    lines = [f"def {row.name}({signature}):"]
+    compiled = f"_reference_{row.name}(" if row.inductor_fuses else f"traced({row.name!r}, "
+    lines = [f"def {row.name}({', '.join(signature)}) -> torch.Tensor:"]
     if row.inplace:
         # A node may save the input, so it is given a copy; compiled, that costs nothing.
         written = ", ".join(["input.clone()", *names])
         lines += [
             "    if inplace:",
             "        if is_dynamo_compiling():",
-            f"            return input.copy_({traced}({written}))",
+            f"            return input.copy_({compiled}{written}))",
             f"        return _door_{row.name}_({arguments})",
         ]
     lines += [
         "    if is_dynamo_compiling():",
-        f"        return {traced}({arguments})",
+        f"        return {compiled}{arguments})",
         f"    return _door_{row.name}({arguments})",
     ]
     return "\n".join(lines) + "\n"
@@ -76,7 +80,7 @@ def _doc(row: Activation) -> str:
     )
 
 
-def _define(row: Activation):
+def _define(row: Activation) -> Callable[..., torch.Tensor]:
     """The function of one unary activation: plain Python with its twin's signature, since
     ``*args`` would cost as much as the kernel. What it calls are names of this module, where Dynamo
     looks for them."""
@@ -85,7 +89,6 @@ def _define(row: Activation):
     # So that tracebacks and inspect.getsource() show the text.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = globals()
-    scope[f"_operator_{row.name}"] = row.operator
     scope[f"_reference_{row.name}"] = row.reference
     scope[f"_door_{row.name}"] = getattr(_C, row.name)
     scope[f"_door_{row.name}_"] = getattr(_C, row.name + "_")
@@ -146,11 +149,14 @@ def rrelu(
         >>> FF.rrelu(torch.tensor([-1.0, 2.0]), 0.1, 0.3)
         tensor([-0.2000,  2.0000])
     """
-    if lower > upper:
+    lower, upper = as_number("rrelu", "lower", lower), as_number("rrelu", "upper", upper)
+    if not -math.inf < lower <= upper < math.inf:
         raise RuntimeError(
-            f"fastact.rrelu(): lower: expected a bound of at most upper, {upper}, got {lower}"
+            "fastact.rrelu(): lower: expected a finite bound, of at most upper, "
+            f"got lower={lower}, upper={upper}"
         )
-    if training:
+    # What is no bool is PyTorch's to take or to refuse.
+    if training is not False or (not is_dynamo_compiling() and overrides_functions(input)):
         return F.rrelu(input, lower, upper, training, inplace)
     return _unary["leaky_relu"](input, (lower + upper) / 2, inplace)
 
@@ -175,13 +181,8 @@ def prelu(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         tensor([-1.,  3.])
     """
     if is_dynamo_compiling():
-        return torch.ops.fastact.prelu(input, weight)
+        return traced("prelu", input, weight)
     return _C.prelu(input, weight)
-
-
-def _softmax_dim(name: str, ndim: int, dim: int | None, stacklevel: int) -> int:
-    """PyTorch's choice, with its warning, where no dimension is given."""
-    return F._get_softmax_dim(name, ndim, stacklevel + 1) if dim is None else dim
 
 
 def _converted(name: str, input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -213,11 +214,12 @@ def softmax(
         >>> FF.softmax(torch.zeros(1, 4), dim=-1)
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    dim = _softmax_dim("softmax", input.dim(), dim, _stacklevel)
+    if dim is None:  # PyTorch's choice, with its warning
+        dim = F._get_softmax_dim("softmax", input.dim(), _stacklevel)
     if dtype is not None:
         input = _converted("softmax", input, dtype)
     if is_dynamo_compiling():
-        return torch.ops.fastact.softmax(input, dim)
+        return traced("softmax", input, dim)
     return _C.softmax(input, dim, 1.0)
 
 
@@ -233,11 +235,12 @@ def softmin(
         >>> FF.softmin(torch.zeros(1, 2), dim=-1)
         tensor([[0.5000, 0.5000]])
     """
-    dim = _softmax_dim("softmin", input.dim(), dim, _stacklevel)
+    if dim is None:  # PyTorch's choice, with its warning
+        dim = F._get_softmax_dim("softmin", input.dim(), _stacklevel)
     if dtype is not None:
         input = _converted("softmin", input, dtype)
     if is_dynamo_compiling():
-        return torch.ops.fastact.softmax(input, dim, -1.0)
+        return traced("softmax", input, dim, -1.0)
     return _C.softmax(input, dim, -1.0)
 
 
@@ -253,11 +256,12 @@ def log_softmax(
         >>> FF.log_softmax(torch.zeros(1, 2), dim=-1)
         tensor([[-0.6931, -0.6931]])
     """
-    dim = _softmax_dim("log_softmax", input.dim(), dim, _stacklevel)
+    if dim is None:  # PyTorch's choice, with its warning
+        dim = F._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
     if dtype is not None:
         input = _converted("log_softmax", input, dtype)
     if is_dynamo_compiling():
-        return torch.ops.fastact.log_softmax(input, dim)
+        return traced("log_softmax", input, dim)
     return _C.log_softmax(input, dim)
 
 
@@ -294,7 +298,7 @@ def masked_softmax(
                 [0.5000, 0.5000]])
     """
     if is_dynamo_compiling():
-        return torch.ops.fastact.masked_softmax(input, mask, dim, scale, is_causal)
+        return traced("masked_softmax", input, mask, dim, scale, is_causal)
     return _C.masked_softmax(input, mask, dim, scale, is_causal)
 
 
@@ -318,7 +322,7 @@ def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         tensor([1.5000])
     """
     if is_dynamo_compiling():
-        return torch.ops.fastact.glu(input, dim)
+        return traced("glu", input, dim)
     return _C.glu(input, dim)
 
 
@@ -332,7 +336,7 @@ def swiglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         tensor([0.])
     """
     if is_dynamo_compiling():
-        return torch.ops.fastact.swiglu(input, dim)
+        return traced("swiglu", input, dim)
     return _C.swiglu(input, dim)
 
 
@@ -346,7 +350,7 @@ def geglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         tensor([1.6827])
     """
     if is_dynamo_compiling():
-        return torch.ops.fastact.geglu(input, dim)
+        return traced("geglu", input, dim)
     return _C.geglu(input, dim)
 
 
@@ -360,7 +364,7 @@ def reglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
         tensor([6.])
     """
     if is_dynamo_compiling():
-        return torch.ops.fastact.reglu(input, dim)
+        return traced("reglu", input, dim)
     return _C.reglu(input, dim)
 
 
@@ -411,12 +415,12 @@ def linear(
                 f"fastact.linear(): {next(iter(params))}: unexpected parameter: activation is None"
             )
         values: tuple[float, ...] = ()
-    elif params or activation not in _defaults:
+    elif params or not isinstance(activation, str) or activation not in _defaults:
         activation, values = resolve("linear", activation, params)
     else:
-        values = _defaults[activation][1]
+        activation, values = _defaults[activation]
     if is_dynamo_compiling():
-        return torch.ops.fastact.linear(input, weight, bias, activation, values, slope, residual)
+        return traced("linear", input, weight, bias, activation, values, slope, residual)
     return _C.linear(input, weight, bias, activation, values, slope, residual)
 
 

@@ -142,13 +142,34 @@ def _masked_softmax(
                 "fastact.masked_softmax(): mask: expected a shape that broadcasts to input's, "
                 f"{list(x.shape[1:])}, got {list(mask.shape[1:])}"
             )
-        # Between the batch and the mask's own dimensions.
-        mask = mask.reshape(mask.shape[0], *[1] * (x.dim() - mask.dim()), *mask.shape[1:])
+        mask = _with_dims(mask, x.dim())
     if x.dim() == 1:  # samples of one element each
         x = x.unsqueeze(1)
         mask = None if mask is None else mask.unsqueeze(-1)
         return ops.masked_softmax(x, mask, 1, scale, is_causal).squeeze(1), 0
     return ops.masked_softmax(x, mask, _shifted(dim, x.dim() - 1), scale, is_causal), 0
+
+
+def _masked_softmax_backward(
+    info: Any,
+    in_dims: Any,
+    grad: Tensor,
+    output: Tensor,
+    mask: Tensor | None,
+    dim: int,
+    scale: float,
+    is_causal: bool,
+) -> Any:
+    g = _to_front(grad, in_dims[0], info.batch_size)
+    y = _to_front(output, in_dims[1], info.batch_size)
+    if mask is not None and in_dims[2] is not None:
+        mask = _with_dims(mask.movedim(in_dims[2], 0), y.dim())
+    if y.dim() == 1:  # samples of one element each
+        mask = None if mask is None else mask.unsqueeze(-1)
+        dx = ops.masked_softmax_backward(g.unsqueeze(1), y.unsqueeze(1), mask, 1, scale, is_causal)
+        return dx.squeeze(1), 0
+    dim = _shifted(dim, y.dim() - 1)
+    return ops.masked_softmax_backward(g, y, mask, dim, scale, is_causal), 0
 
 
 def _linear(
@@ -161,8 +182,9 @@ def _linear(
     params: Any = (),
     slope: Tensor | None = None,
     residual: Tensor | None = None,
+    save_output: bool = True,
 ) -> Any:
-    dims = [*in_dims, *[None] * (7 - len(in_dims))]
+    dims = [*in_dims, *[None] * (8 - len(in_dims))]
     batch = info.batch_size
     x = _to_front(input, dims[0], batch)
     if dims[1] is None and dims[2] is None:
@@ -180,7 +202,7 @@ def _linear(
     if residual is not None:
         r = _to_front(residual, dims[6], batch)
         z = _with_dims(z, r.dim()) + _with_dims(r, z.dim())
-    return _activate(info, z, activation, params, slope, dims[5]), 0
+    return _activate(info, z, activation, params, slope, dims[5], save_output), 0
 
 
 def _with_dims(x: Tensor, dims: int) -> Tensor:
@@ -189,7 +211,13 @@ def _with_dims(x: Tensor, dims: int) -> Tensor:
 
 
 def _activate(
-    info: Any, z: Tensor, activation: str | None, params: Any, slope: Any, slope_dim: Any
+    info: Any,
+    z: Tensor,
+    activation: str | None,
+    params: Any,
+    slope: Any,
+    slope_dim: Any,
+    save_output: bool = True,
 ) -> Tensor:
     """The activation of a fused operator, z's batch dimension in front."""
     if activation is None:
@@ -199,6 +227,9 @@ def _activate(
     if activation in ("softmax", "log_softmax"):
         dim, *scale = (*params,) or (-1,)
         return getattr(ops, activation)(z, _shifted(int(dim), z.dim() - 1), *scale)
+    if not save_output:
+        row = REGISTRY[activation]
+        return row.reference(z, **dict(zip(row.parameters, params, strict=False)))
     return getattr(ops, activation)(z, *params)
 
 
@@ -213,7 +244,9 @@ def _linear_backward(info: Any, in_dims: Any, *args: Any) -> Any:
         _to_front(t, dim, info.batch_size) for t, dim in zip(args[:6], in_dims, strict=False)
     ]
     grad, saved, input, weight, _, slope = tensors
-    activation, params, mask = args[6:]
+    activation, params, mask, *save_output = args[6:]
+    if save_output == [False] and activation and ops.saves_output(activation, params):
+        saved = _activate(info, saved, activation, params, None, None)
     dslope = None
     if activation is None:
         dz = grad
@@ -250,6 +283,7 @@ torch.library.register_vmap("fastact::linear_training", _linear_training)
 torch.library.register_vmap("fastact::linear_backward", _linear_backward)
 torch.library.register_vmap("fastact::linear_packed", _linear_packed)
 torch.library.register_vmap("fastact::masked_softmax", _masked_softmax)
+torch.library.register_vmap("fastact::masked_softmax_backward", _masked_softmax_backward)
 _register_softmax("softmax")
 _register_softmax("log_softmax")
 for _name in GATED_UNITS:

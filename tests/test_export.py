@@ -1,6 +1,11 @@
 """Does torch.export carry every operator, and run it elsewhere?"""
 
+import ast
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +20,8 @@ from fastact.testing.cases import (
     VARIED_CASES,
     random_tensor,
 )
+
+ROOT = Path(__file__).parent.parent
 
 
 class Wrapped(torch.nn.Module):
@@ -104,3 +111,58 @@ def test_a_graph_shows_one_operator_per_call():
     graph = make_fx(lambda x, w: functional.linear(x, w, activation="gelu"))(x, w)
     calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert calls == ["fastact.linear.default"]
+
+
+# How a model is written and loaded, and what the loader says of an operator that it does not know.
+FORMATS = {
+    "torch.export": (
+        lambda model, x, path: torch.export.save(export(model, (x,)), path),
+        "torch.export.load(path).module()",
+        "We failed to resolve torch.ops.fastact.linear.default to an operator",
+    ),
+    "AOTInductor": (
+        lambda model, x, path: torch._inductor.aoti_compile_and_package(
+            export(model, (x,)), package_path=path
+        ),
+        "torch._inductor.aoti_load_package(path)",
+        "Could not find schema for fastact::linear",
+    ),
+    "TorchScript": (
+        lambda model, x, path: torch.jit.trace(model, x).save(path),
+        "torch.jit.load(path)",
+        "Unknown builtin op: fastact::linear",
+    ),
+}
+LOAD = """
+import sys, torch
+{first}
+path = sys.argv[1]
+print({load}(torch.linspace(-2, 2, 15).reshape(3, 5)).tolist())
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["torch.export", "TorchScript", pytest.param("AOTInductor", marks=pytest.mark.slow)],
+)
+def test_who_loads_a_program_is_told_of_fastact(name, tmp_path):
+    """docs/export.md states what PyTorch says where fastact was not imported."""
+    write, load, says = FORMATS[name]
+    model = torch.nn.Sequential(nn.Linear(5, 4, activation="relu"), nn.SiLU()).requires_grad_(False)
+    x = torch.linspace(-2, 2, 15).reshape(3, 5)
+    path = str(tmp_path / "model.pt2")
+    write(model, x, path)
+    refused, loaded = (
+        subprocess.run(
+            [sys.executable, "-c", LOAD.format(first=first, load=load), path],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        for first in ("", "import fastact")
+    )
+    assert refused.returncode == 1
+    assert says in refused.stderr
+    assert loaded.returncode == 0, loaded.stderr
+    torch.testing.assert_close(torch.tensor(ast.literal_eval(loaded.stdout)), model(x))

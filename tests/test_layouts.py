@@ -59,8 +59,9 @@ def test_large(case, dtype):
         x = view(random_tensor(shape, dtype))
         y = accuracy.forward(case, x)
         context = f"{case} {name}"
-        assert (y.shape, y.stride()) == (x.shape, torch.empty_like(x).stride()), context
         dense, tensors = x.contiguous(), case.tensors(x)
+        like = dense if case.row.name == "logsigmoid" else torch.empty_like(x)
+        assert (y.shape, y.stride()) == (x.shape, like.stride()), context
         assert_same_bits(y, accuracy.forward(case, dense), context)
         grad = view(random_tensor(shape, dtype))
         saved = y if accuracy.saves_output(case) else x

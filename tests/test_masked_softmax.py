@@ -170,3 +170,95 @@ def test_errors(arguments, message):
         functional.masked_softmax(torch.zeros(2, 3, dtype=torch.int64))
     with pytest.raises(IndexError):
         functional.masked_softmax(torch.zeros(2, 3), None, 2)
+
+
+# ---- elements that take no part -----------------------------------------------------------------
+
+KEEP = torch.tensor([[True, True, False], [False, False, False], [False, True, True]])
+# What follows a softmax in models whose rows may take no element.
+REMEDIES = {
+    "masked_fill": lambda y: y.masked_fill(~KEEP, 0.0),
+    "nan_to_num": lambda y: y.nan_to_num(0.0),
+    "where": lambda y: torch.where(KEEP.any(-1, keepdim=True), y, 0.0),
+    "index": lambda y: y[KEEP.any(-1)],
+}
+
+
+def _masked_fill_and_softmax(x, mask=KEEP, scale=1.0):
+    return torch.softmax((x * scale).masked_fill(~mask, -torch.inf), -1)
+
+
+@pytest.mark.parametrize("remedy", REMEDIES.values(), ids=REMEDIES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_take_no_element_train(dtype, remedy):
+    x = torch.randn(2, 3, 3).to(dtype)
+    gradients = []
+    for function in (functional.masked_softmax, _masked_fill_and_softmax):
+        leaf = x.clone().requires_grad_()
+        weights = torch.linspace(1, 2, 3).to(dtype)
+        if remedy is REMEDIES["index"]:
+            y = torch.stack([remedy(function(row, KEEP)) for row in leaf])
+        else:
+            y = remedy(function(leaf, KEEP))
+        (y * weights).sum().backward()
+        assert leaf.grad.isfinite().all()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dim", [-1, 0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_of_what_takes_no_part_is_zero(dtype, dim):
+    """In rows of NaN too, and for gradients that are no numbers."""
+    for length in LENGTHS:
+        mask = torch.rand(4, length) > 0.4
+        mask[1] = False
+        x = torch.randn(2, 4, length).to(dtype)
+        x[0, 2, 0] = torch.nan
+        grad = torch.randn(2, 4, length).to(dtype)
+        grad[1, 3] = torch.inf
+        forms = [
+            (lambda t, m=mask: functional.masked_softmax(t, m, dim), mask),
+            (lambda t, m=mask: functional.masked_softmax(t, m[:, :1], dim), mask[:, :1]),
+        ]
+        if dim == -1:
+            lower = torch.ones(4, length, dtype=torch.bool).tril()
+            forms.append((lambda t: functional.masked_softmax(t, is_causal=True), lower))
+        for form, takes_part in forms:
+            leaf = x.clone().requires_grad_()
+            (dx,) = torch.autograd.grad(form(leaf), leaf, grad)
+            assert not dx[~takes_part.expand_as(dx)].any()
+            twin = x.clone().requires_grad_()
+            y = torch.softmax(twin.masked_fill(~takes_part, -torch.inf), dim)
+            (expected,) = torch.autograd.grad(y, twin, grad)
+            torch.testing.assert_close(dx, expected, equal_nan=True)
+
+
+def test_higher_derivatives_of_rows_that_take_no_element():
+    """Those of masked_fill and softmax."""
+    x, v = torch.randn(3, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+
+    def derivatives(function):
+        def loss(t):
+            return function(t, KEEP).nan_to_num(0.0).square().sum()
+
+        gradient = torch.func.grad(loss)
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        (second,) = torch.autograd.grad((first * v).sum(), leaf)
+        return first, second, gradient(x), torch.func.vmap(gradient)(torch.stack([x, 2 * x]))
+
+    for mine, theirs in zip(
+        derivatives(functional.masked_softmax), derivatives(_masked_fill_and_softmax), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("form", ["bool", "causal", "none"])
+def test_opcheck_of_the_gradient(form):
+    grad, y = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
+    mask = torch.rand(3, 4) > 0.5 if form == "bool" else None
+    for needs_grad in (False, True):
+        operands = (grad.clone().requires_grad_(needs_grad), y.clone().requires_grad_(needs_grad))
+        arguments = (*operands, mask, -1, 0.5, form == "causal")
+        opcheck(torch.ops.fastact.masked_softmax_backward, arguments)

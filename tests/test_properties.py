@@ -162,7 +162,10 @@ def test_activation(name, data):
 
     assert_within_bounds(case, x, grad.clamp(-3, 3))
     y = accuracy.forward(case, x)
-    assert strides(y) == strides(torch.empty_like(x))
+    # PyTorch's logsigmoid is contiguous.
+    assert strides(y) == strides(
+        x.contiguous() if case.row.name == "logsigmoid" else torch.empty_like(x)
+    )
     # The value of an element depends on nothing else.
     dense = accuracy.forward(case, x.contiguous())
     assert_same_bits(y, dense, case)

@@ -38,6 +38,52 @@ def test_samples(name, dtype):
     assert count == EXPECTED_SAMPLES[name][1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", EXPECTED_SAMPLES)
+def test_gradients_of_samples(name, dtype):
+    """Of PyTorch's own reference inputs, NaN and infinities among them. Its vector code gives other
+    gradients at NaN than its scalar code, which runs on inputs with gaps."""
+    count = 0
+    for info in op_infos(name):
+        for sample in info.reference_inputs("cpu", dtype):
+            mine, expected = (
+                _gradients(getattr(namespace, name), sample, with_gaps)
+                for namespace, with_gaps in ((functional, False), (F, True))
+            )
+            if name in ("silu", "mish", "softsign"):
+                # PyTorch's are NaN at infinity; fastact gives the limits.
+                expected = (torch.where(sample.input.isinf(), mine[0], expected[0]),)
+                assert not mine[0][sample.input.isinf()].isnan().any()
+            torch.testing.assert_close(
+                mine,
+                expected,
+                equal_nan=True,
+                rtol=1e-4,
+                atol=1e-4,
+                msg=lambda text, s=sample: f"{s.summary()}: {text}",
+            )
+            count += 1
+    assert count == EXPECTED_SAMPLES[name][1]
+
+
+def _gradients(function, sample, with_gaps):
+    leaves = []
+
+    def leaf(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.detach()
+        value = torch.stack([value, value], -1)[..., 0] if with_gaps else value.clone()
+        leaves.append(value.requires_grad_(value.is_floating_point()))
+        return leaves[-1]
+
+    torch.manual_seed(0)  # rrelu draws
+    kwargs = {key: leaf(value) for key, value in sample.kwargs.items()}
+    y = function(leaf(sample.input), *map(leaf, sample.args), **kwargs)
+    torch.manual_seed(1)
+    return torch.autograd.grad(y, leaves, torch.randn(y.shape).to(y.dtype))
+
+
 def _outcome(function, *args, **kwargs):
     """The result, or the type of the error."""
     try:

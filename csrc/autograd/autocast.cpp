@@ -14,17 +14,20 @@ using at::autocast::cached_cast;
 using at::autocast::get_lower_precision_fp_from_device_type;
 
 // PReLU lowers what it is given; the sum with a residual may be wider than the product.
-bool is_prelu_of_sum(ActivationName activation, const OptionalTensor& residual) {
-  return activation == "prelu" && is_defined(residual);
+bool is_prelu_of_sum(ActivationName activation, const OptionalTensor& slope,
+                     const OptionalTensor& residual) {
+  return activation == "prelu" && is_defined(slope) && is_defined(residual);
 }
 
 template <c10::DeviceType device>
 struct LowerPrecision {
   static Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                        ActivationName activation, at::ArrayRef<double> parameters,
-                       const OptionalTensor& slope, const OptionalTensor& residual) {
-    if (is_prelu_of_sum(activation, residual)) {
-      return prelu(linear(input, weight, bias, std::nullopt, {}, {}, residual), *slope);
+                       const OptionalTensor& slope, const OptionalTensor& residual,
+                       bool save_output) {
+    if (is_prelu_of_sum(activation, slope, residual)) {
+      return prelu(linear(input, weight, bias, std::nullopt, {}, {}, residual, save_output),
+                   *slope);
     }
     static const auto handle = find_operator<LinearSchema>("linear");
     c10::impl::ExcludeDispatchKeyGuard guard(
@@ -32,7 +35,7 @@ struct LowerPrecision {
     const auto dtype = get_lower_precision_fp_from_device_type(device);
     return handle.call(cached_cast(dtype, input, device), cached_cast(dtype, weight, device),
                        cached_cast(dtype, bias, device), activation, parameters,
-                       cached_cast(dtype, slope, device), residual);
+                       cached_cast(dtype, slope, device), residual, save_output);
   }
 
   // The packed weight has a dtype of its own: where that is another one, the plain weight is cast.
@@ -40,13 +43,14 @@ struct LowerPrecision {
                               const OptionalTensor& bias, ActivationName activation,
                               at::ArrayRef<double> parameters, const OptionalTensor& slope,
                               const OptionalTensor& residual) {
-    if (is_prelu_of_sum(activation, residual)) {
+    if (is_prelu_of_sum(activation, slope, residual)) {
       return prelu(linear_packed(input, packed, weight, bias, std::nullopt, {}, {}, residual),
                    *slope);
     }
     const auto dtype = get_lower_precision_fp_from_device_type(device);
     if (weight.scalar_type() != dtype) {
-      return linear(input, weight, bias, activation, parameters, slope, residual);
+      return linear(input, weight, bias, activation, parameters, slope, residual,
+                    /*save_output=*/true);
     }
     static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
     c10::impl::ExcludeDispatchKeyGuard guard(

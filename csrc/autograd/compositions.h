@@ -7,6 +7,7 @@
 #include <ATen/ScalarOps.h>
 
 #include "activation.h"
+#include "core/checks.h"
 #include "math/activations.h"
 
 namespace fastact {
@@ -15,12 +16,14 @@ namespace {
 template <class A>
 struct Composition;
 
-struct AnyParameter {
-  static void check(const double*) {}
+// What most of them have.
+struct Defaults {
+  static void check(const double*) {}  // every parameter is in range
+  static constexpr bool keeps_strides = true;
 };
 
 template <>
-struct Composition<Relu> : AnyParameter {
+struct Composition<Relu> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::relu(x); }
   static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
     return at::threshold_backward(g, y, 0);
@@ -28,7 +31,7 @@ struct Composition<Relu> : AnyParameter {
 };
 
 template <>
-struct Composition<Relu6> : AnyParameter {
+struct Composition<Relu6> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::relu6(x); }
   static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
     return at::hardtanh_backward(g, y, 0, 6);
@@ -36,7 +39,7 @@ struct Composition<Relu6> : AnyParameter {
 };
 
 template <>
-struct Composition<LeakyRelu> : AnyParameter {
+struct Composition<LeakyRelu> : Defaults {
   static Tensor forward(const Tensor& x, const double* p) { return at::leaky_relu(x, p[0]); }
   static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
     return at::leaky_relu_backward(g, saved, p[0], LeakyRelu::saves_output(p));
@@ -44,7 +47,7 @@ struct Composition<LeakyRelu> : AnyParameter {
 };
 
 template <>
-struct Composition<Elu> : AnyParameter {
+struct Composition<Elu> : Defaults {
   static Tensor forward(const Tensor& x, const double* p) { return at::elu(x, p[0]); }
   static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
     return at::elu_backward(g, p[0], 1, 1, Elu::saves_output(p), saved);
@@ -52,7 +55,7 @@ struct Composition<Elu> : AnyParameter {
 };
 
 template <>
-struct Composition<Selu> : AnyParameter {
+struct Composition<Selu> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::selu(x); }
   static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
     return at::elu_backward(g, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946,
@@ -61,7 +64,7 @@ struct Composition<Selu> : AnyParameter {
 };
 
 template <>
-struct Composition<Celu> {
+struct Composition<Celu> : Defaults {
   static void check(const double* p) {
     TORCH_CHECK(p[0] != 0, "fastact.celu(): alpha: expected a number other than 0, got ", p[0]);
   }
@@ -72,7 +75,7 @@ struct Composition<Celu> {
 };
 
 template <>
-struct Composition<Gelu> : AnyParameter {
+struct Composition<Gelu> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::gelu(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     return at::gelu_backward(g, x);
@@ -80,7 +83,7 @@ struct Composition<Gelu> : AnyParameter {
 };
 
 template <>
-struct Composition<GeluTanh> : AnyParameter {
+struct Composition<GeluTanh> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::gelu(x, "tanh"); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     return at::gelu_backward(g, x, "tanh");
@@ -88,7 +91,7 @@ struct Composition<GeluTanh> : AnyParameter {
 };
 
 template <>
-struct Composition<Silu> : AnyParameter {
+struct Composition<Silu> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::silu(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     // Not at::silu_backward, which cannot be differentiated twice nor in forward mode.
@@ -98,7 +101,7 @@ struct Composition<Silu> : AnyParameter {
 };
 
 template <>
-struct Composition<Mish> : AnyParameter {
+struct Composition<Mish> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::mish(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     // With t = tanh(softplus(x)): t + x (1 - t^2) sigmoid(x). See Silu.
@@ -109,7 +112,7 @@ struct Composition<Mish> : AnyParameter {
 };
 
 template <>
-struct Composition<Sigmoid> : AnyParameter {
+struct Composition<Sigmoid> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::sigmoid(x); }
   static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
     return at::sigmoid_backward(g, y);
@@ -118,7 +121,8 @@ struct Composition<Sigmoid> : AnyParameter {
 
 // With y = log(sigmoid(x)): dy/dx = sigmoid(-x) = 1 - e^y.
 template <>
-struct Composition<Logsigmoid> : AnyParameter {
+struct Composition<Logsigmoid> : Defaults {
+  static constexpr bool keeps_strides = false;  // at::log_sigmoid is contiguous
   static Tensor forward(const Tensor& x, const double*) { return at::log_sigmoid(x); }
   static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
     return at::neg(at::mul(g, at::expm1(y)));
@@ -126,7 +130,7 @@ struct Composition<Logsigmoid> : AnyParameter {
 };
 
 template <>
-struct Composition<Tanh> : AnyParameter {
+struct Composition<Tanh> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::tanh(x); }
   static Tensor backward(const Tensor& g, const Tensor& y, const double*) {
     return at::tanh_backward(g, y);
@@ -134,7 +138,7 @@ struct Composition<Tanh> : AnyParameter {
 };
 
 template <>
-struct Composition<Hardtanh> {
+struct Composition<Hardtanh> : Defaults {
   static void check(const double* p) {
     TORCH_CHECK_VALUE(!(p[0] > p[1]),
                       "fastact.hardtanh(): min_val: expected at most max_val, got min_val=", p[0],
@@ -147,11 +151,11 @@ struct Composition<Hardtanh> {
 };
 
 template <>
-struct Composition<Hardsigmoid> : AnyParameter {
+struct Composition<Hardsigmoid> : Defaults {
   static Tensor forward(const Tensor& x, const double*) {
     // at::hardsigmoid has no forward derivative of its backward.
-    return x.is_floating_point() ? at::div(at::hardtanh(at::add(x, 3), 0, 6), 6)
-                                 : at::hardsigmoid(x);
+    return x.is_floating_point() && has_sizes(x) ? at::div(at::hardtanh(at::add(x, 3), 0, 6), 6)
+                                                 : at::hardsigmoid(x);
   }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     // Not at::hardsigmoid_backward, which cannot be differentiated.
@@ -160,7 +164,7 @@ struct Composition<Hardsigmoid> : AnyParameter {
 };
 
 template <>
-struct Composition<Hardswish> : AnyParameter {
+struct Composition<Hardswish> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::hardswish(x); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     return at::hardswish_backward(g, x);
@@ -168,7 +172,7 @@ struct Composition<Hardswish> : AnyParameter {
 };
 
 template <>
-struct Composition<Softplus> : AnyParameter {
+struct Composition<Softplus> : Defaults {
   static Tensor forward(const Tensor& x, const double* p) { return at::softplus(x, p[0], p[1]); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double* p) {
     return at::softplus_backward(g, x, p[0], p[1]);
@@ -176,7 +180,7 @@ struct Composition<Softplus> : AnyParameter {
 };
 
 template <>
-struct Composition<Softsign> : AnyParameter {
+struct Composition<Softsign> : Defaults {
   static Tensor forward(const Tensor& x, const double*) {
     // With a tensor, as Python adds a number: nested tensors have no add() of a scalar.
     return at::div(x, at::add(at::abs(x), at::native::wrapped_scalar_tensor(1)));
@@ -187,7 +191,7 @@ struct Composition<Softsign> : AnyParameter {
 };
 
 template <>
-struct Composition<Tanhshrink> : AnyParameter {
+struct Composition<Tanhshrink> : Defaults {
   static Tensor forward(const Tensor& x, const double*) { return at::sub(x, at::tanh(x)); }
   static Tensor backward(const Tensor& g, const Tensor& x, const double*) {
     return at::mul(g, at::square(at::tanh(x)));
@@ -196,7 +200,7 @@ struct Composition<Tanhshrink> : AnyParameter {
 
 // Both shrinks: the output is 0 exactly where the gradient is.
 template <>
-struct Composition<Softshrink> {
+struct Composition<Softshrink> : Defaults {
   static void check(const double* p) {
     TORCH_CHECK(p[0] >= 0, "fastact.softshrink(): lambd: expected a number greater or equal to 0, ",
                 "got ", p[0]);
@@ -208,7 +212,7 @@ struct Composition<Softshrink> {
 };
 
 template <>
-struct Composition<Hardshrink> : AnyParameter {
+struct Composition<Hardshrink> : Defaults {
   static Tensor forward(const Tensor& x, const double* p) { return at::hardshrink(x, p[0]); }
   static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
     return at::hardshrink_backward(g, saved, Hardshrink::saves_output(p) ? 0. : p[0]);
@@ -216,7 +220,7 @@ struct Composition<Hardshrink> : AnyParameter {
 };
 
 template <>
-struct Composition<Threshold> : AnyParameter {
+struct Composition<Threshold> : Defaults {
   static Tensor forward(const Tensor& x, const double* p) { return at::threshold(x, p[0], p[1]); }
   static Tensor backward(const Tensor& g, const Tensor& saved, const double* p) {
     return at::threshold_backward(g, saved, p[0]);

@@ -20,6 +20,8 @@
 #include "activation.h"
 #include "autograd/compositions.h"
 #include "autograd/node.h"
+#include "core/checks.h"
+#include "core/registration.h"
 #include "operators.h"
 
 namespace fastact {
@@ -119,8 +121,9 @@ Tensor forward_autograd(c10::DispatchKeySet keys, const GatedUnit& unit, const T
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const GatedUnit& unit, const Tensor& grad,
                          const Tensor& self, int64_t dim) {
+  dim = check_gated_backward(unit, grad, self, dim);
   if (compute_requires_grad(grad, self) || !differentiated_here(self) || is_dual(grad)) {
-    return compose_gated_backward(unit, grad, self, check_gated(unit, self, dim));
+    return compose_gated_backward(unit, grad, self, dim);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return handles(unit).backward.redispatch(keys & c10::after_autograd_keyset, grad, self, dim);
@@ -131,7 +134,8 @@ Tensor forward_meta(const GatedUnit& unit, const Tensor& self, int64_t dim) {
   return at::empty_like(self.narrow_symint(dim, 0, self.sym_size(dim) / 2));
 }
 
-Tensor backward_meta(const GatedUnit&, const Tensor&, const Tensor& self, int64_t) {
+Tensor backward_meta(const GatedUnit& unit, const Tensor& grad, const Tensor& self, int64_t dim) {
+  check_gated_backward(unit, grad, self, dim);
   return at::empty_like(self);
 }
 
@@ -141,7 +145,7 @@ Tensor forward_composed(const GatedUnit& unit, const Tensor& self, int64_t dim) 
 
 Tensor backward_composed(const GatedUnit& unit, const Tensor& grad, const Tensor& self,
                          int64_t dim) {
-  return compose_gated_backward(unit, grad, self, check_gated(unit, self, dim));
+  return compose_gated_backward(unit, grad, self, check_gated_backward(unit, grad, self, dim));
 }
 
 // grad * act'(x), differentiable.
@@ -162,14 +166,38 @@ Tensor gate_backward(Gate gate, const Tensor& grad, const Tensor& x) {
 
 at::ArrayRef<GatedUnit> gated_units() { return kUnits; }
 
-int64_t check_gated(const GatedUnit& unit, const Tensor& self, int64_t dim) {
-  TORCH_CHECK(self.dim() > 0, "fastact.", unit.name,
-              "(): input: expected at least 1 dimension, got a 0-dimensional tensor");
+namespace {
+
+int64_t check_halves(const OperatorName& op, const Tensor& self, int64_t dim) {
+  check_defined(op, "input", self);
+  TORCH_CHECK(self.dim() > 0, op,
+              "input: expected at least 1 dimension, got a 0-dimensional tensor");
   dim = at::maybe_wrap_dim(dim, self.dim());
-  const c10::SymInt size = self.sym_size(dim);
-  TORCH_CHECK(size % 2 == 0, "fastact.", unit.name,
-              "(): input: expected an even size in dimension ", dim, ", which is halved, got ",
-              size);
+  if (has_sizes(self)) {
+    const c10::SymInt size = self.sym_size(dim);
+    TORCH_CHECK(size % 2 == 0, op, "input: expected an even size in dimension ", dim,
+                ", which is halved, got ", size);
+  }
+  return dim;
+}
+
+}  // namespace
+
+int64_t check_gated(const GatedUnit& unit, const Tensor& self, int64_t dim) {
+  return check_halves(unit.name, self, dim);
+}
+
+int64_t check_gated_backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self,
+                             int64_t dim) {
+  const OperatorName op(unit.name, "_backward");
+  dim = check_halves(op, self, dim);
+  check_defined(op, "grad", grad);
+  if (has_sizes(grad) && has_sizes(self) && !is_stand_in(grad)) {
+    c10::SymDimVector sizes(self.sym_sizes().begin(), self.sym_sizes().end());
+    sizes[dim] = sizes[dim] / 2;
+    check_sizes(op, "grad", grad, "the output", sizes);
+    check_like(op, "grad", grad, "self", self);
+  }
   return dim;
 }
 
@@ -187,11 +215,6 @@ Tensor compose_gated(const GatedUnit& unit, const Tensor& self, int64_t dim) {
 Tensor compose_gated_backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self,
                               int64_t dim) {
   const c10::SymInt half = self.sym_size(dim) / 2;
-  c10::SymDimVector sizes(self.sym_sizes().begin(), self.sym_sizes().end());
-  sizes[dim] = half;
-  TORCH_CHECK(grad.sym_sizes() == sizes, "fastact.", unit.name,
-              "_backward(): grad: expected the shape of the output, ", c10::SymIntArrayRef(sizes),
-              ", got ", grad.sym_sizes());
   const Tensor first = self.narrow_symint(dim, 0, half);
   const Tensor second = self.narrow_symint(dim, half, half);
   const Tensor& gate = unit.gate_first ? first : second;
@@ -228,12 +251,6 @@ TORCH_LIBRARY_IMPL(fastact, Autograd, m) {
 
 TORCH_LIBRARY_IMPL(fastact, Meta, m) { implement_gated(m, forward_meta, backward_meta); }
 
-TORCH_LIBRARY_IMPL(fastact, CompositeExplicitAutograd, m) {
-  implement_gated(m, forward_composed, backward_composed);
-}
-
-TORCH_LIBRARY_IMPL(fastact, NestedTensorCPU, m) {
-  implement_gated(m, forward_composed, backward_composed);
-}
+FASTACT_IMPL_COMPOSITIONS(m) { implement_gated(m, forward_composed, backward_composed); }
 
 }  // namespace fastact

@@ -2,6 +2,7 @@
 // matrix product is ATen's and the activation runs in its output.
 #include "linear.h"
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
@@ -10,8 +11,10 @@
 #include <torch/library.h>
 
 #include "autograd/node.h"
+#include "core/registration.h"
 #include "epilogue.h"
 #include "operators.h"
+#include "prelu.h"
 
 namespace fastact {
 namespace {
@@ -22,17 +25,27 @@ const auto& linear_operator(const char* name) {
   return handle;
 }
 
-const Tensor& value_or_undefined(const OptionalTensor& t) {
-  static const Tensor undefined;
-  return t ? *t : undefined;
-}
-
 OptionalTensor none_if_undefined(Tensor t) {
   return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
 }
 
 Tensor with_residual(const Tensor& product, const Tensor& residual) {
   return residual.defined() ? at::add(product, residual) : product;
+}
+
+// What a node keeps of the weight. PyTorch's linear keeps weight.t(): a view, which a later
+// `weight.data = ...` does not reach, and whose version is the weight's.
+Tensor alias_of(const Tensor& weight) {
+  if (weight.is_inference() || at::isTensorSubclassLike(weight)) {
+    return weight;
+  }
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  Tensor alias(impl->shallow_copy_and_detach(impl->version_counter(),
+                                             /*allow_tensor_metadata_change=*/false));
+  if (weight.requires_grad()) {
+    torch::autograd::impl::set_gradient_edge(alias, torch::autograd::impl::gradient_edge(weight));
+  }
+  return alias;
 }
 
 struct LinearBackward final : torch::autograd::TraceableFunction {
@@ -77,7 +90,7 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
     const auto gradients = handle.call(
         grads[0], none_if_undefined(saved.unpack(getptr())), none_if_undefined(input.unpack()),
         none_if_undefined(weight.unpack()), none_if_undefined(bias.unpack()),
-        none_if_undefined(slope.unpack()), activation, parameters, mask);
+        none_if_undefined(slope.unpack()), activation, parameters, mask, save_output);
     const auto take = [&](int i, const Tensor& gradient) {
       if (mask[i]) {
         result[i] = gradient;
@@ -94,6 +107,7 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
   void compiled_args(CompiledNodeArgs& args) const override {
     args.collect(activation);
     args.collect(parameters);
+    args.collect(save_output);
     args.collect(saved, /*is_output=*/saved_is_output);
     args.collect(input, /*is_output=*/false);
     args.collect(weight, /*is_output=*/false);
@@ -108,20 +122,23 @@ struct LinearBackward final : torch::autograd::TraceableFunction {
     return result;
   }
 
+  bool save_output = true;
   bool saved_is_output = false;
 };
 
 Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight,
                        const OptionalTensor& bias_, ActivationName activation,
                        at::ArrayRef<double> parameters, const OptionalTensor& slope_,
-                       const OptionalTensor& residual_) {
+                       const OptionalTensor& residual_, bool save_output) {
+  check_defined("linear", "input", input);
+  check_defined("linear", "weight", weight);
   const Tensor& bias = value_or_undefined(bias_);
   const Tensor& slope = value_or_undefined(slope_);
   const Tensor& residual = value_or_undefined(residual_);
   const bool needs_grad = compute_requires_grad(input, weight, bias, slope, residual);
   const bool composed =
       is_dual(input) || is_dual(weight) || is_dual(bias) || is_dual(slope) || is_dual(residual) ||
-      input.layout() != at::kStrided || weight.layout() != at::kStrided || input.is_nested() ||
+      !has_sizes(input) || !has_sizes(weight) ||
       (needs_grad && bias.defined() &&
        (bias.dim() != 1 || bias.sym_size(0) != weight.sym_size(0))) ||
       (needs_grad && (!is_kernel_dtype(input.scalar_type()) || weight.dim() != 2));
@@ -130,33 +147,39 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
     const Epilogue epilogue("linear", activation, parameters, slope_);
     return epilogue.compose(with_residual(at::linear(input, weight, bias_), residual));
   }
-  if (!needs_grad) {
+  const auto below = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return linear_operator<LinearSchema>("linear").redispatch(keys & c10::after_autograd_keyset,
-                                                              input, weight, bias_, activation,
-                                                              parameters, slope_, residual_);
+    return linear_operator<LinearSchema>("linear").redispatch(
+        keys & c10::after_autograd_keyset, input, weight, bias_, activation, parameters, slope_,
+        residual_, save_output);
+  };
+  if (!needs_grad) {
+    return below();
   }
   const Epilogue epilogue("linear", activation, parameters, slope_);
+  const auto product = [&](const OptionalTensor& added) {
+    return linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}, added, true);
+  };
+  // PyTorch's activation keeps nothing that a caller may not write to unless PyTorch's own does.
+  const auto activate = [&](const Tensor& z) {
+    return save_output ? epilogue.apply(z) : epilogue.compose(z);
+  };
   if (residual.defined() && !fits_output(residual, input, weight)) {
-    return epilogue.apply(with_residual(
-        linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}, {}), residual));
+    return activate(with_residual(product(std::nullopt), residual));
   }
-  const bool saves_before = !epilogue.is_identity() && !epilogue.saves_output();
+  const bool saves_before = !epilogue.is_identity() && !(save_output && epilogue.saves_output());
   if (saves_before && (residual.defined() || !(weight.requires_grad() && input.requires_grad()))) {
     // For higher orders one node would have to keep the residual, and the input and the weight, of
     // which PyTorch keeps only one here.
-    return epilogue.apply(
-        linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}, residual_));
+    return activate(product(residual_));
   }
   const auto node = make_node<LinearBackward>(input, weight, bias, slope, residual);
   Tensor before;
   Tensor result = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
     if (!saves_before) {
-      return linear_operator<LinearSchema>("linear").redispatch(keys & c10::after_autograd_keyset,
-                                                                input, weight, bias_, activation,
-                                                                parameters, slope_, residual_);
+      return below();
     }
+    at::AutoDispatchBelowADInplaceOrView guard;
     static const auto handle = find_operator<LinearTrainingSchema>("linear_training");
     auto [output, z] = handle.redispatch(keys & c10::after_autograd_keyset, input, weight, bias_,
                                          activation, parameters, slope_);
@@ -168,6 +191,7 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
     node->activation = std::string(*activation);
   }
   node->parameters = parameters.vec();
+  node->save_output = save_output;
   node->saved_is_output = !epilogue.is_identity() && !saves_before;
   if (saves_before) {
     node->saved = SavedVariable(before, /*is_output=*/false);
@@ -180,7 +204,7 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
     node->input = SavedVariable(input, /*is_output=*/false);
   }
   if (input.requires_grad()) {
-    node->weight = SavedVariable(weight, /*is_output=*/false);
+    node->weight = SavedVariable(alias_of(weight), /*is_output=*/false);
   }
   node_is_complete(node);
   return result;
@@ -213,7 +237,10 @@ LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor&
                                          const OptionalTensor& saved, const OptionalTensor& input,
                                          const OptionalTensor& weight, const OptionalTensor& bias,
                                          const OptionalTensor& slope, ActivationName activation,
-                                         at::ArrayRef<double> parameters, LinearMask mask) {
+                                         at::ArrayRef<double> parameters, LinearMask mask,
+                                         bool save_output) {
+  const Epilogue epilogue("linear_backward", activation, parameters, slope);
+  check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   const auto each = {&value_or_undefined(saved),  &value_or_undefined(input),
                      &value_or_undefined(weight), &value_or_undefined(bias),
                      &value_or_undefined(slope),  &grad};
@@ -224,14 +251,19 @@ LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor&
     at::AutoDispatchBelowADInplaceOrView guard;
     return linear_operator<LinearBackwardSchema>("linear_backward")
         .redispatch(keys & c10::after_autograd_keyset, grad, saved, input, weight, bias, slope,
-                    activation, parameters, mask);
+                    activation, parameters, mask, save_output);
   }
-  const Epilogue epilogue("linear", activation, parameters, slope);
+  const bool saved_is_output = save_output && epilogue.saves_output();
+  if (epilogue.is_identity() || saved_is_output) {
+    return linear_gradients(epilogue, grad, value_or_undefined(saved), input, weight, mask);
+  }
   // The saved value before the activation does not know where it came from.
-  const bool form_again = !epilogue.is_identity() && !epilogue.saves_output();
-  return linear_gradients(
-      epilogue, grad, form_again ? at::linear(*input, *weight, bias) : value_or_undefined(saved),
-      input, weight, mask);
+  TORCH_CHECK(is_defined(input) && is_defined(weight),
+              "fastact.linear_backward(): input, weight: expected tensors, which a derivative of "
+              "activation='",
+              *activation, "' needs, got None");
+  return linear_gradients(epilogue, grad, epilogue.saved_from(at::linear(*input, *weight, bias)),
+                          input, weight, mask);
 }
 
 // linear's own kernel runs it below autograd; here come the outer levels of functorch's transforms.
@@ -245,7 +277,8 @@ std::tuple<Tensor, Tensor> linear_training_autograd(
   if (is_forward_mode || std::any_of(each.begin(), each.end(), differentiated)) {
     const Epilogue epilogue("linear", activation, parameters, slope);
     const Tensor z = linear_operator<LinearSchema>("linear").call(input, weight, bias, std::nullopt,
-                                                                  {}, std::nullopt, std::nullopt);
+                                                                  {}, std::nullopt, std::nullopt,
+                                                                  /*save_output=*/true);
     return {is_forward_mode ? epilogue.compose(z) : epilogue.apply(z), z};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -259,13 +292,14 @@ Tensor linear_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, con
                               const Tensor& weight, const OptionalTensor& bias,
                               ActivationName activation, at::ArrayRef<double> parameters,
                               const OptionalTensor& slope, const OptionalTensor& residual) {
+  check_packed(packed, weight);
   const Tensor& b = value_or_undefined(bias);
   const Tensor& s = value_or_undefined(slope);
   const Tensor& r = value_or_undefined(residual);
   if (compute_requires_grad(input, weight, b, s, r) || is_dual(input) || is_dual(weight) ||
       is_dual(b) || is_dual(s) || is_dual(r)) {
     return linear_operator<LinearSchema>("linear").call(input, weight, bias, activation, parameters,
-                                                        slope, residual);
+                                                        slope, residual, /*save_output=*/true);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
@@ -275,7 +309,7 @@ Tensor linear_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, con
 
 Tensor linear_meta(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                    ActivationName activation, at::ArrayRef<double> parameters,
-                   const OptionalTensor& slope, const OptionalTensor& residual) {
+                   const OptionalTensor& slope, const OptionalTensor& residual, bool) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
   c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
@@ -293,15 +327,17 @@ std::tuple<Tensor, Tensor> linear_training_meta(const Tensor& input, const Tenso
                                                 at::ArrayRef<double> parameters,
                                                 const OptionalTensor& slope) {
   const Tensor output =
-      linear_meta(input, weight, bias, activation, parameters, slope, std::nullopt);
+      linear_meta(input, weight, bias, activation, parameters, slope, std::nullopt, true);
   return {output, at::empty_symint(output.sym_sizes(), output.options())};
 }
 
-// Checks no shapes: compiled autograd calls it with a stand-in for grad.
 LinearGradients linear_backward_meta(const Tensor& grad, const OptionalTensor& saved,
                                      const OptionalTensor& input, const OptionalTensor& weight,
-                                     const OptionalTensor&, const OptionalTensor& slope,
-                                     ActivationName, at::ArrayRef<double>, LinearMask mask) {
+                                     const OptionalTensor& bias, const OptionalTensor& slope,
+                                     ActivationName activation, at::ArrayRef<double> parameters,
+                                     LinearMask mask, bool) {
+  const Epilogue epilogue("linear_backward", activation, parameters, slope);
+  check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   const auto make = [&](bool wanted, c10::SymIntArrayRef sizes) {
     return wanted ? at::empty_symint(sizes, grad.options()) : at::empty({0}, grad.options());
   };
@@ -320,55 +356,114 @@ LinearGradients linear_backward_meta(const Tensor& grad, const OptionalTensor& s
 }
 
 Tensor compose_pack_linear(const Tensor& weight) {
+  check_pack_linear(weight);
   return at::empty({0}, weight.options().dtype(at::kByte));
 }
 
-Tensor linear_packed_meta(const Tensor& input, const Tensor&, const Tensor& weight,
+Tensor linear_packed_meta(const Tensor& input, const Tensor& packed, const Tensor& weight,
                           const OptionalTensor& bias, ActivationName activation,
                           at::ArrayRef<double> parameters, const OptionalTensor& slope,
                           const OptionalTensor& residual) {
-  return linear_meta(input, weight, bias, activation, parameters, slope, residual);
+  check_packed(packed, weight);
+  return linear_meta(input, weight, bias, activation, parameters, slope, residual, true);
 }
 
-Tensor compose_linear_packed(const Tensor& input, const Tensor&, const Tensor& weight,
+Tensor compose_linear_packed(const Tensor& input, const Tensor& packed, const Tensor& weight,
                              const OptionalTensor& bias, ActivationName activation,
                              at::ArrayRef<double> parameters, const OptionalTensor& slope,
                              const OptionalTensor& residual) {
-  return compose_linear(input, weight, bias, activation, parameters, slope, residual);
+  check_packed(packed, weight);
+  return compose_linear(input, weight, bias, activation, parameters, slope, residual, true);
 }
 
 }  // namespace
 
 void check_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias_) {
+  const OperatorName op("linear");
   const Tensor& bias = value_or_undefined(bias_);
-  TORCH_CHECK(weight.dim() == 1 || weight.dim() == 2,
-              "fastact.linear(): weight: expected 1 or 2 dimensions, got ", weight.dim());
-  TORCH_CHECK(input.dim() > 0,
-              "fastact.linear(): input: expected at least 1 dimension, got a 0-dimensional tensor");
-  const c10::SymInt in_features = weight.sym_size(-1);
-  TORCH_CHECK(input.sym_size(-1) == in_features,
-              "fastact.linear(): input: expected a last dimension of ", in_features,
-              " to match weight of shape ", weight.sym_sizes(), ", got shape ", input.sym_sizes());
-  const auto check_like_input = [&](const char* name, const Tensor& t) {
-    TORCH_CHECK(t.scalar_type() == input.scalar_type(), "fastact.linear(): ", name,
-                ": expected the dtype of input, ", input.scalar_type(), ", got ", t.scalar_type());
-    TORCH_CHECK(t.device() == input.device(), "fastact.linear(): ", name,
-                ": expected the device of input, ", input.device(), ", got ", t.device());
-  };
-  check_like_input("weight", weight);
+  check_defined(op, "input", input);
+  check_defined(op, "weight", weight);
+  TORCH_CHECK(weight.dim() == 1 || weight.dim() == 2, op,
+              "weight: expected 1 or 2 dimensions, got ", weight.dim());
+  TORCH_CHECK(input.dim() > 0, op,
+              "input: expected at least 1 dimension, got a 0-dimensional tensor");
+  check_like(op, "weight", weight, "input", input);
   if (bias.defined()) {
-    check_like_input("bias", bias);
+    check_like(op, "bias", bias, "input", input);
+  }
+  if (input.is_nested() || weight.is_nested()) {
+    return;  // at::linear compares their sizes
+  }
+  const c10::SymInt in_features = weight.sym_size(-1);
+  TORCH_CHECK(input.sym_size(-1) == in_features, op, "input: expected a last dimension of ",
+              in_features, " to match weight of shape ", weight.sym_sizes(), ", got shape ",
+              input.sym_sizes());
+  if (bias.defined()) {
     TORCH_CHECK(bias.dim() == 0 || bias.dim() > 1 || weight.dim() == 1 || bias.sym_size(0) == 1 ||
                     bias.sym_size(0) == weight.sym_size(0),
-                "fastact.linear(): bias: expected shape [", weight.sym_size(0),
-                "] to match weight of shape ", weight.sym_sizes(), ", got shape ",
-                bias.sym_sizes());
+                op, "bias: expected shape [", weight.sym_size(0), "] to match weight of shape ",
+                weight.sym_sizes(), ", got shape ", bias.sym_sizes());
   }
+}
+
+void check_linear_backward(const Epilogue& epilogue, const Tensor& grad,
+                           const OptionalTensor& saved, const OptionalTensor& input,
+                           const OptionalTensor& weight, const OptionalTensor& bias,
+                           const LinearMask& mask) {
+  const OperatorName op("linear_backward");
+  check_defined(op, "grad", grad);
+  // Its dtype and sizes are those of every operand.
+  const Tensor& dz = is_stand_in(grad) && is_defined(saved) ? *saved : grad;
+  const auto there = [&](const char* name, const OptionalTensor& t) {
+    check_defined(op, name, value_or_undefined(t));
+    check_like(op, name, *t, "grad", dz);
+    TORCH_CHECK(has_sizes(*t), op, name, ": expected a strided tensor, got ", t->layout());
+  };
+  TORCH_CHECK(has_sizes(grad), op, "grad: expected a strided tensor, got ", grad.layout());
+  TORCH_CHECK(grad.dim() > 0, op,
+              "grad: expected at least 1 dimension, got a 0-dimensional tensor");
+  TORCH_CHECK_TYPE(!mask[3] || epilogue.slope().defined(), op,
+                   "slope: expected a tensor where mask asks for its gradient, got None");
+  if (!epilogue.is_identity()) {
+    there("saved", saved);
+    check_gradient(op, grad, "saved", *saved);
+    if (epilogue.slope().defined()) {
+      check_prelu(op, *saved, epilogue.slope(), "slope");
+    }
+  }
+  if (is_stand_in(dz)) {
+    return;
+  }
+  const c10::SymInt out_features = dz.sym_size(-1);
+  if (mask[0]) {
+    there("weight", weight);
+    TORCH_CHECK(weight->dim() == 2, op, "weight: expected 2 dimensions, got ", weight->dim());
+    check_sizes(op, "weight", *weight, "grad's last dimension by any",
+                {out_features, weight->sym_size(1)});
+  }
+  if (mask[1]) {
+    there("input", input);
+    TORCH_CHECK(input->dim() > 0, op,
+                "input: expected at least 1 dimension, got a 0-dimensional tensor");
+    c10::SymDimVector sizes(dz.sym_sizes().begin(), dz.sym_sizes().end());
+    sizes.back() = input->sym_size(-1);
+    check_sizes(op, "input", *input, "grad but for the last dimension", sizes);
+  }
+  if (is_defined(bias)) {
+    there("bias", bias);
+    check_sizes(op, "bias", *bias, "grad's last dimension", {out_features});
+  }
+}
+
+void check_pack_linear(const Tensor& weight) {
+  check_defined("pack_linear", "weight", weight);
+  TORCH_CHECK(weight.dim() == 2, "fastact.pack_linear(): weight: expected 2 dimensions, got ",
+              weight.dim());
 }
 
 Tensor compose_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                       ActivationName activation, at::ArrayRef<double> parameters,
-                      const OptionalTensor& slope, const OptionalTensor& residual) {
+                      const OptionalTensor& slope, const OptionalTensor& residual, bool) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
   return epilogue.apply_in_place(
@@ -406,11 +501,15 @@ std::tuple<Tensor, Tensor> compose_linear_training(const Tensor& input, const Te
 
 LinearGradients compose_linear_backward(const Tensor& grad, const OptionalTensor& saved,
                                         const OptionalTensor& input, const OptionalTensor& weight,
-                                        const OptionalTensor&, const OptionalTensor& slope,
+                                        const OptionalTensor& bias, const OptionalTensor& slope,
                                         ActivationName activation, at::ArrayRef<double> parameters,
-                                        LinearMask mask) {
-  const Epilogue epilogue("linear", activation, parameters, slope);
-  return linear_gradients(epilogue, grad, value_or_undefined(saved), input, weight, mask);
+                                        LinearMask mask, bool save_output) {
+  const Epilogue epilogue("linear_backward", activation, parameters, slope);
+  check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
+  const Tensor& kept = value_or_undefined(saved);
+  const bool is_output = epilogue.is_identity() || save_output;
+  return linear_gradients(epilogue, grad, is_output ? kept : epilogue.saved_from(kept), input,
+                          weight, mask);
 }
 
 TORCH_LIBRARY_IMPL(fastact, Autograd, m) {
@@ -427,7 +526,7 @@ TORCH_LIBRARY_IMPL(fastact, Meta, m) {
   m.impl("linear_packed", TORCH_FN(linear_packed_meta));
 }
 
-TORCH_LIBRARY_IMPL(fastact, CompositeExplicitAutograd, m) {
+FASTACT_IMPL_COMPOSITIONS(m) {
   m.impl("pack_linear", TORCH_FN(compose_pack_linear));
   m.impl("linear", TORCH_FN(compose_linear));
   m.impl("linear_training", TORCH_FN(compose_linear_training));

@@ -8,6 +8,7 @@
 
 #include "activation.h"
 #include "autograd/node.h"
+#include "core/registration.h"
 #include "operators.h"
 
 namespace fastact {
@@ -69,6 +70,7 @@ bool differentiated_here(const Tensor& self, const Tensor& weight) {
 }
 
 Tensor forward_autograd(c10::DispatchKeySet keys, const Tensor& self, const Tensor& weight) {
+  check_prelu("prelu", self, weight);
   if (C10_UNLIKELY(!differentiated_here(self, weight))) {
     return at::prelu(self, weight);
   }
@@ -88,6 +90,7 @@ Tensor forward_autograd(c10::DispatchKeySet keys, const Tensor& self, const Tens
 
 std::tuple<Tensor, Tensor> backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
                                              const Tensor& self, const Tensor& weight) {
+  check_prelu_backward(grad, self, weight);
   if (compute_requires_grad(grad, self, weight) || !differentiated_here(self, weight) ||
       is_dual(grad)) {
     return compose_prelu_backward(grad, self, weight);
@@ -97,15 +100,18 @@ std::tuple<Tensor, Tensor> backward_autograd(c10::DispatchKeySet keys, const Ten
 }
 
 Tensor forward_meta(const Tensor& self, const Tensor& weight) {
-  check_prelu(self, weight);
+  check_prelu("prelu", self, weight);
   return at::empty_like(self);
 }
 
-std::tuple<Tensor, Tensor> backward_meta(const Tensor&, const Tensor& self, const Tensor& weight) {
+std::tuple<Tensor, Tensor> backward_meta(const Tensor& grad, const Tensor& self,
+                                         const Tensor& weight) {
+  check_prelu_backward(grad, self, weight);
   return {at::empty_like(self), at::empty_like(weight)};
 }
 
 Tensor forward_composed(const Tensor& self, const Tensor& weight) {
+  check_prelu("prelu", self, weight);
   return at::prelu(self, weight);
 }
 
@@ -120,24 +126,29 @@ std::tuple<Tensor, Tensor> prelu_backward(const Tensor& grad, const Tensor& self
   return backward_operator().call(grad, self, weight);
 }
 
-void check_prelu(const Tensor& self, const Tensor& weight) {
-  TORCH_CHECK(self.scalar_type() == weight.scalar_type(),
-              "fastact.prelu(): weight: expected the dtype of input, ", self.scalar_type(),
-              ", got ", weight.scalar_type());
-  TORCH_CHECK(self.device() == weight.device(),
-              "fastact.prelu(): weight: expected the device of input, ", self.device(), ", got ",
-              weight.device());
-  TORCH_CHECK(weight.dim() <= 1,
-              "fastact.prelu(): weight: expected a scalar or a 1-dimensional tensor, got ",
+void check_prelu(const OperatorName& op, const Tensor& self, const Tensor& weight,
+                 const char* name) {
+  check_defined(op, "input", self);
+  check_defined(op, name, weight);
+  if (!has_sizes(self) || !has_sizes(weight)) {
+    return;  // at::prelu takes or refuses them
+  }
+  check_like(op, name, weight, "input", self);
+  TORCH_CHECK(weight.dim() <= 1, op, name, ": expected a scalar or a 1-dimensional tensor, got ",
               weight.dim(), " dimensions");
   const c10::SymInt count = weight.sym_numel();
   if (count != 1) {
-    TORCH_CHECK(self.dim() > 0, "fastact.prelu(): input: expected at least 1 dimension for a ",
-                "weight of ", count, " elements, got a 0-dimensional tensor");
+    TORCH_CHECK(self.dim() > 0, op, "input: expected at least 1 dimension for a ", name, " of ",
+                count, " elements, got a 0-dimensional tensor");
     const c10::SymInt channels = self.dim() > 1 ? self.sym_size(1) : c10::SymInt(1);
-    TORCH_CHECK(channels == count, "fastact.prelu(): weight: expected 1 or ", channels,
+    TORCH_CHECK(channels == count, op, name, ": expected 1 or ", channels,
                 " elements (input's size in dimension 1), got ", count);
   }
+}
+
+void check_prelu_backward(const Tensor& grad, const Tensor& self, const Tensor& weight) {
+  check_prelu("prelu_backward", self, weight);
+  check_gradient("prelu_backward", grad, "self", self);
 }
 
 Tensor prelu_weight_like(const Tensor& self, const Tensor& weight) {
@@ -150,6 +161,7 @@ Tensor prelu_weight_like(const Tensor& self, const Tensor& weight) {
 
 std::tuple<Tensor, Tensor> compose_prelu_backward(const Tensor& grad, const Tensor& self,
                                                   const Tensor& weight) {
+  check_prelu_backward(grad, self, weight);
   const Tensor broadcast = prelu_weight_like(self, weight);
   auto [dself, dweight] = at::_prelu_kernel_backward(grad, self, broadcast);
   const Tensor reduced = dweight.sum_to_size_symint(broadcast.sym_sizes());
@@ -166,11 +178,9 @@ TORCH_LIBRARY_IMPL(fastact, Meta, m) {
   m.impl("prelu_backward", TORCH_FN(backward_meta));
 }
 
-TORCH_LIBRARY_IMPL(fastact, CompositeExplicitAutograd, m) {
+FASTACT_IMPL_COMPOSITIONS(m) {
   m.impl("prelu", TORCH_FN(forward_composed));
   m.impl("prelu_backward", TORCH_FN(compose_prelu_backward));
 }
-
-TORCH_LIBRARY_IMPL(fastact, NestedTensorCPU, m) { m.impl("prelu", TORCH_FN(forward_composed)); }
 
 }  // namespace fastact

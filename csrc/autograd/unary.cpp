@@ -1,11 +1,14 @@
 // Autograd of the unary activations, their fake kernels, and the ATen composition for every backend
 // without kernels of its own.
 #include <ATen/FunctionalTensorWrapper.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "activation.h"
 #include "autograd/node.h"
+#include "core/checks.h"
+#include "core/registration.h"
 
 namespace fastact {
 namespace {
@@ -97,6 +100,7 @@ Tensor forward_autograd(c10::DispatchKeySet keys, const Activation& activation, 
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const Activation& activation, const Tensor& grad,
                          const Tensor& saved, const double* parameters) {
+  check_unary_backward(activation, grad, saved);
   if (compute_requires_grad(grad, saved) || !differentiated_here(saved) || is_dual(grad)) {
     return activation.compose_backward(grad, saved, parameters);
   }
@@ -158,8 +162,11 @@ Tensor& inplace_functionalize(const Activation& activation, Tensor& self,
 
 Tensor forward_meta(const Activation& activation, const Tensor& self, const double* parameters) {
   activation.check(parameters);
-  return is_kernel_dtype(self.scalar_type()) ? at::empty_like(self)
-                                             : activation.compose(self, parameters);
+  if (!is_kernel_dtype(self.scalar_type())) {
+    return activation.compose(self, parameters);
+  }
+  return activation.keeps_strides ? at::empty_like(self)
+                                  : at::empty_symint(self.sym_sizes(), self.options());
 }
 
 Tensor& inplace_meta(const Activation& activation, Tensor& self, const double* parameters) {
@@ -169,6 +176,7 @@ Tensor& inplace_meta(const Activation& activation, Tensor& self, const double* p
 
 Tensor backward_meta(const Activation& activation, const Tensor& grad, const Tensor& saved,
                      const double* parameters) {
+  check_unary_backward(activation, grad, saved);
   return is_kernel_dtype(saved.scalar_type())
              ? at::empty_like(saved)
              : activation.compose_backward(grad, saved, parameters);
@@ -176,15 +184,18 @@ Tensor backward_meta(const Activation& activation, const Tensor& grad, const Ten
 
 Tensor forward_composed(const Activation& activation, const Tensor& self,
                         const double* parameters) {
+  check_defined(activation.name, "input", self);
   return activation.compose(self, parameters);
 }
 
 Tensor& inplace_composed(const Activation& activation, Tensor& self, const double* parameters) {
+  check_defined({activation.name, "_"}, "input", self);
   return self.copy_(activation.compose(self, parameters));
 }
 
 Tensor backward_composed(const Activation& activation, const Tensor& grad, const Tensor& saved,
                          const double* parameters) {
+  check_unary_backward(activation, grad, saved);
   return activation.compose_backward(grad, saved, parameters);
 }
 
@@ -206,15 +217,7 @@ TORCH_LIBRARY_IMPL(fastact, Meta, m) {
   implement_unary(m, UnaryKernels{forward_meta, inplace_meta, backward_meta});
 }
 
-TORCH_LIBRARY_IMPL(fastact, CompositeExplicitAutograd, m) {
-  implement_unary(m, UnaryKernels{forward_composed, inplace_composed, backward_composed});
-}
-
-TORCH_LIBRARY_IMPL(fastact, NestedTensorCPU, m) {
-  implement_unary(m, UnaryKernels{forward_composed, inplace_composed, backward_composed});
-}
-
-TORCH_LIBRARY_IMPL(fastact, NestedTensorCUDA, m) {
+FASTACT_IMPL_COMPOSITIONS(m) {
   implement_unary(m, UnaryKernels{forward_composed, inplace_composed, backward_composed});
 }
 

@@ -151,7 +151,8 @@ Tensor unary_forward(const Activation& activation, const Tensor& self, const dou
   if (C10_UNLIKELY(!has_kernels(self))) {
     return activation.compose(self, parameters);
   }
-  Tensor result = empty_like(self);
+  Tensor result =
+      activation.keeps_strides ? empty_like(self) : empty(self.sizes(), self.scalar_type());
   forward_into(activation, self, result, parameters);
   return result;
 }
@@ -168,8 +169,8 @@ Tensor& unary_inplace(const Activation& activation, Tensor& self, const double* 
 
 Tensor unary_backward(const Activation& activation, const Tensor& grad, const Tensor& saved,
                       const double* parameters) {
-  if (C10_UNLIKELY(!has_kernels(saved) || !has_kernels(grad) ||
-                   grad.scalar_type() != saved.scalar_type() || grad.sizes() != saved.sizes())) {
+  check_unary_backward(activation, grad, saved);
+  if (C10_UNLIKELY(!has_kernels(saved) || !has_kernels(grad))) {
     return activation.compose_backward(grad, saved, parameters);
   }
   const UnaryBackwardKernel kernel =

@@ -6,10 +6,28 @@
 
 namespace fastact {
 
+// Raises where the memory of a strided CPU tensor was taken away: sharded training resizes storages
+// to nothing between uses, and an untyped pointer does not tell.
+inline void check_allocated(const Tensor& t) {
+  const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
+  const c10::Storage& storage = impl->unsafe_storage();
+  const bool fits =
+      !impl->is_contiguous() ||
+      static_cast<std::size_t>(impl->storage_offset() + impl->numel()) * impl->itemsize() <=
+          storage.nbytes();
+  TORCH_CHECK(impl->numel() == 0 || (storage.data() && fits),
+              "fastact: expected a tensor whose storage holds its elements, got one of shape ",
+              t.sizes(), " on a storage of ", storage.nbytes(), " bytes");
+}
+
 // A strided CPU tensor of a dtype that the kernels compute, with no lazy bit to resolve.
 inline bool has_kernels(const Tensor& t) {
-  return is_kernel_dtype(t.scalar_type()) && t.layout() == at::kStrided && t.is_cpu() &&
-         !t.is_neg() && enabled();
+  if (!is_kernel_dtype(t.scalar_type()) || t.layout() != at::kStrided || !t.is_cpu() ||
+      t.is_neg() || !enabled()) {
+    return false;
+  }
+  check_allocated(t);
+  return true;
 }
 
 // The elements of `from` into `to`, of one dtype and shape, on fastact's threads: at::copy_ and

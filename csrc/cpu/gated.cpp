@@ -97,11 +97,8 @@ Tensor forward(const GatedUnit& unit, const Tensor& self, int64_t dim) {
 }
 
 Tensor backward(const GatedUnit& unit, const Tensor& grad, const Tensor& self, int64_t dim) {
-  dim = check_gated(unit, self, dim);
-  at::DimVector sizes(self.sizes().begin(), self.sizes().end());
-  sizes[dim] /= 2;
-  if (!has_kernels(self) || !has_kernels(grad) || grad.scalar_type() != self.scalar_type() ||
-      grad.sizes() != sizes) {
+  dim = check_gated_backward(unit, grad, self, dim);
+  if (!has_kernels(self) || !has_kernels(grad)) {
     return compose_gated_backward(unit, grad, self, dim);
   }
   const Tensor own = dense(self);

@@ -169,11 +169,12 @@ Tensor inference(const Tensor& input, const Tensor& weight, const OptionalTensor
 
 Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                   ActivationName activation, at::ArrayRef<double> parameters,
-                  const OptionalTensor& slope, const OptionalTensor& residual) {
+                  const OptionalTensor& slope, const OptionalTensor& residual, bool save_output) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
   if (!covered(input, weight, bias, slope) || !tiled(input, weight, epilogue)) {
-    return compose_linear(input, weight, bias, activation, parameters, slope, residual);
+    return compose_linear(input, weight, bias, activation, parameters, slope, residual,
+                          save_output);
   }
   return inference(input, weight, bias, residual, epilogue, nullptr);
 }
@@ -192,26 +193,29 @@ std::tuple<Tensor, Tensor> linear_training_cpu(const Tensor& input, const Tensor
   return forward(input, weight, bias, std::nullopt, epilogue, nullptr, /*training=*/true);
 }
 
+// The bytes that pack_linear(weight) returns: 0 where no kernel reads them.
+int64_t packed_bytes(const Tensor& weight) {
+  return is_kernel_dtype(weight.scalar_type()) && enabled()
+             ? gemm_packed_bytes(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0))
+             : 0;
+}
+
 Tensor pack_linear_cpu(const Tensor& weight) {
-  TORCH_CHECK(weight.dim() == 2, "fastact.pack_linear(): weight: expected 2 dimensions, got ",
-              weight.dim());
+  check_pack_linear(weight);
   if (!has_kernels(weight)) {
     return empty({0}, at::kByte);
   }
-  const Dtype dtype = table_dtype(weight.scalar_type());
   const MatrixView w(weight);
-  Tensor packed = empty({gemm_packed_bytes(dtype, weight.size(1), weight.size(0))}, at::kByte);
-  gemm_pack(dtype, weight.size(1), weight.size(0), w.transposed(), packed.mutable_data_ptr());
+  Tensor packed = empty({packed_bytes(weight)}, at::kByte);
+  gemm_pack(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0), w.transposed(),
+            packed.mutable_data_ptr());
   return packed;
 }
 
 // As large as the CPU's: fake tensors stand for CPU tensors alone.
 Tensor pack_linear_meta(const Tensor& weight) {
-  const int64_t bytes =
-      is_kernel_dtype(weight.scalar_type()) && enabled()
-          ? gemm_packed_bytes(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0))
-          : 0;
-  return at::empty({bytes}, weight.options().dtype(at::kByte));
+  check_pack_linear(weight);
+  return at::empty({packed_bytes(weight)}, weight.options().dtype(at::kByte));
 }
 
 Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& weight,
@@ -220,16 +224,12 @@ Tensor linear_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor
                          const OptionalTensor& residual) {
   const Epilogue epilogue("linear", activation, parameters, slope);
   check_linear(input, weight, bias);
+  check_packed(packed, weight);
   if (packed.numel() == 0 || !covered(input, weight, bias, slope) ||
       !tiled(input, weight, epilogue)) {
-    return linear_cpu(input, weight, bias, activation, parameters, slope, residual);
+    return linear_cpu(input, weight, bias, activation, parameters, slope, residual,
+                      /*save_output=*/true);
   }
-  const int64_t expected =
-      gemm_packed_bytes(table_dtype(weight.scalar_type()), weight.size(1), weight.size(0));
-  TORCH_CHECK(packed.scalar_type() == at::kByte && packed.is_cpu() && packed.is_contiguous() &&
-                  packed.numel() == expected,
-              "fastact.linear_packed(): packed: expected what pack_linear(weight) returns, ",
-              expected, " bytes, got ", packed.toString(), " of shape ", packed.sizes());
   return inference(input, weight, bias, residual, epilogue, packed.const_data_ptr());
 }
 
@@ -335,15 +335,18 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
                                     const OptionalTensor& input, const OptionalTensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& slope,
                                     ActivationName activation, at::ArrayRef<double> parameters,
-                                    LinearMask mask) {
-  const auto fits = [&](const OptionalTensor& t) {
-    return has_kernels(*t) && t->scalar_type() == grad.scalar_type();
-  };
-  if (!has_kernels(grad) || (mask[0] && !fits(weight)) || (mask[1] && !fits(input))) {
+                                    LinearMask mask, bool save_output) {
+  const Epilogue epilogue("linear_backward", activation, parameters, slope);
+  check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
+  if (!has_kernels(grad) || (mask[0] && !has_kernels(*weight)) ||
+      (mask[1] && !has_kernels(*input))) {
     return compose_linear_backward(grad, saved, input, weight, bias, slope, activation, parameters,
-                                   mask);
+                                   mask, save_output);
   }
-  const Epilogue epilogue("linear", activation, parameters, slope);
+  if (!save_output && !epilogue.is_identity() && epilogue.saves_output()) {
+    return linear_backward_cpu(grad, epilogue.apply(*saved), input, weight, bias, slope, activation,
+                               parameters, mask, /*save_output=*/true);
+  }
   const auto none = [&] { return empty({0}, grad.scalar_type()); };
   Tensor dbias = none();
   const auto [dz, dslope] = mask[2] ? gradient_before(epilogue, grad, saved, &dbias)
@@ -372,6 +375,24 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
 }
 
 }  // namespace
+
+void check_packed(const Tensor& packed, const Tensor& weight) {
+  const OperatorName op("linear_packed");
+  check_defined(op, "packed", packed);
+  check_defined(op, "weight", weight);
+  TORCH_CHECK(packed.scalar_type() == at::kByte && packed.dim() == 1 && has_sizes(packed), op,
+              "packed: expected a 1-dimensional uint8 tensor, got ", packed.toString(),
+              " of shape ", packed.sym_sizes());
+  TORCH_CHECK(packed.device() == weight.device(), op, "packed: expected the device of weight, ",
+              weight.device(), ", got ", packed.device());
+  if (weight.dim() != 2 || weight.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    return;
+  }
+  const int64_t bytes = packed_bytes(weight);
+  TORCH_CHECK(packed.sym_numel() == 0 || (packed.is_contiguous() && packed.sym_numel() == bytes),
+              op, "packed: expected what pack_linear(weight) returns, ", bytes, " bytes, got ",
+              packed.sym_numel());
+}
 
 TORCH_LIBRARY_IMPL(fastact, CompositeImplicitAutograd, m) {
   m.impl("linear_road", TORCH_FN(linear_road));

@@ -91,7 +91,7 @@ bool covered(const Tensor& self, const Tensor& weight) {
 }
 
 Tensor forward(const Tensor& self, const Tensor& weight) {
-  check_prelu(self, weight);
+  check_prelu("prelu", self, weight);
   if (!covered(self, weight)) {
     return at::prelu(self, weight);
   }
@@ -124,8 +124,8 @@ Tensor forward(const Tensor& self, const Tensor& weight) {
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& self, const Tensor& weight) {
-  if (!covered(self, weight) || !has_kernels(grad) || grad.scalar_type() != self.scalar_type() ||
-      grad.sizes() != self.sizes()) {
+  check_prelu_backward(grad, self, weight);
+  if (!covered(self, weight) || !has_kernels(grad)) {
     return compose_prelu_backward(grad, self, weight);
   }
   const int64_t slopes = weight.numel();

@@ -117,6 +117,40 @@ Tensor forward(const Tensor& self, int64_t dim, double scale, bool log) {
   return y;
 }
 
+// The rows of a mask, `length` elements long, contiguous: nothing else of it is expanded.
+Tensor whole_rows(const Tensor& mask, int64_t length) {
+  at::DimVector own(mask.sizes().begin(), mask.sizes().end());
+  if (own.empty()) {
+    own.push_back(1);
+  }
+  own.back() = length;
+  return contiguous(mask.expand(own));
+}
+
+// Which row of a mask belongs to a row of what it masks.
+class MaskRows {
+ public:
+  // `mask` from whole_rows().
+  MaskRows(const Tensor& mask, at::IntArrayRef sizes)
+      : mask_(mask.expand(sizes)), run_(sizes.size() > 1 ? mask_.size(-2) : 1) {}
+
+  const void* row(int64_t row) const {
+    int64_t offset = row % run_ * stride();
+    for (int64_t d = mask_.dim() - 3, outer = row / run_; d >= 0; --d) {
+      offset += outer % mask_.size(d) * mask_.stride(d);
+      outer /= mask_.size(d);
+    }
+    return static_cast<const char*>(mask_.const_data_ptr()) + offset * mask_.element_size();
+  }
+  // From a row to the next, up to end_of_run().
+  int64_t stride() const { return mask_.dim() > 1 ? mask_.stride(-2) : 0; }
+  int64_t end_of_run(int64_t row) const { return (row / run_ + 1) * run_; }
+
+ private:
+  Tensor mask_;
+  int64_t run_;
+};
+
 // Softmax of rows under a mask that broadcasts against `self`, along the last dimension.
 Tensor masked_forward(const Tensor& self, const Tensor& mask, double scale) {
   const Tensor x = contiguous(self);
@@ -127,37 +161,23 @@ Tensor masked_forward(const Tensor& self, const Tensor& mask, double scale) {
   }
   const SoftmaxKernels& k = kernels().softmax[table_dtype(x.scalar_type())];
   SoftmaxArguments arguments{length, scale, /*log=*/false};
-  // Whole rows of the mask's own elements: nothing else of it is expanded.
-  at::DimVector own(mask.sizes().begin(), mask.sizes().end());
-  if (own.empty()) {
-    own.push_back(1);
-  }
-  own.back() = length;
-  Tensor rows_of_mask = contiguous(mask.expand(own));
+  Tensor rows_of_mask = whole_rows(mask, length);
   if (mask.scalar_type() == at::kBool) {
-    Tensor additive = empty(own, x.scalar_type());
+    Tensor additive = empty(rows_of_mask.sizes(), x.scalar_type());
     k.widen_mask(rows_of_mask.const_data_ptr(), additive.mutable_data_ptr(), additive.numel());
     rows_of_mask = additive;
     arguments.select = true;
   }
-  const Tensor m = rows_of_mask.expand(x.sizes());
+  const MaskRows m(rows_of_mask, x.sizes());
   const int64_t size = x.element_size();
-  const int64_t run = x.dim() > 1 ? x.size(-2) : 1;  // rows with one stride of the mask
-  const int64_t mask_stride = x.dim() > 1 ? m.stride(-2) : 0;
   const char* px = static_cast<const char*>(x.const_data_ptr());
-  const char* pm = static_cast<const char*>(m.const_data_ptr());
   char* py = static_cast<char*>(y.mutable_data_ptr());
   parallel_for(x.numel() / length, std::max<int64_t>(kSoftmaxGrain / length, 1),
                [&](int64_t begin, int64_t end) {
                  Scratch scratch(k.rows_scratch(length));
                  for (int64_t row = begin; row < end;) {
-                   const int64_t last = std::min(end, (row / run + 1) * run);
-                   int64_t offset = row % run * mask_stride;
-                   for (int64_t d = x.dim() - 3, outer = row / run; d >= 0; --d) {
-                     offset += outer % x.size(d) * m.stride(d);
-                     outer /= x.size(d);
-                   }
-                   k.rows(px + row * length * size, pm + offset * size, mask_stride,
+                   const int64_t last = std::min(end, m.end_of_run(row));
+                   k.rows(px + row * length * size, m.row(row), m.stride(),
                           py + row * length * size, last - row, arguments, scratch.get());
                    row = last;
                  }
@@ -194,22 +214,7 @@ Tensor causal_forward(const Tensor& self, double scale) {
   return y;
 }
 
-Tensor masked_softmax_cpu(const Tensor& self, const std::optional<Tensor>& mask, int64_t dim,
-                          double scale, bool is_causal) {
-  dim = check_masked_softmax(self, mask, dim, is_causal);
-  const bool has_mask = mask && mask->defined();
-  const bool along_rows = has_kernels(self) && self.dim() > 0 && dim == self.dim() - 1;
-  if (!along_rows || (has_mask && (!mask->is_cpu() || mask->layout() != at::kStrided ||
-                                   (mask->scalar_type() != at::kBool && !has_kernels(*mask))))) {
-    return compose_masked_softmax(self, mask, dim, scale, is_causal);
-  }
-  return is_causal  ? causal_forward(self, scale)
-         : has_mask ? masked_forward(self, *mask, scale)
-                    : forward(self, dim, scale, /*log=*/false);
-}
-
 Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double scale, bool log) {
-  dim = at::maybe_wrap_dim(dim, output.dim());
   const Tensor g = contiguous(grad);
   const Tensor y = contiguous(output);
   Tensor dx = empty(y.sizes(), y.scalar_type());
@@ -238,9 +243,64 @@ Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double sc
   return dx;
 }
 
-bool covered(const Tensor& grad, const Tensor& output) {
-  return has_kernels(grad) && has_kernels(output) && grad.scalar_type() == output.scalar_type() &&
-         grad.sizes() == output.sizes();
+// Whether the kernels of rows serve `t` under this mask.
+bool covered_by_rows(const Tensor& t, const OptionalTensor& mask, int64_t dim) {
+  return has_kernels(t) && t.dim() > 0 && dim == t.dim() - 1 &&
+         (!is_defined(mask) || (mask->is_cpu() && mask->layout() == at::kStrided &&
+                                (mask->scalar_type() == at::kBool || has_kernels(*mask))));
+}
+
+Tensor masked_softmax_cpu(const Tensor& self, const OptionalTensor& mask, int64_t dim, double scale,
+                          bool is_causal) {
+  dim = check_masked_softmax(self, mask, dim, is_causal);
+  if (!covered_by_rows(self, mask, dim)) {
+    return compose_masked_softmax(self, mask, dim, scale, is_causal);
+  }
+  return is_causal          ? causal_forward(self, scale)
+         : is_defined(mask) ? masked_forward(self, *mask, scale)
+                            : forward(self, dim, scale, /*log=*/false);
+}
+
+Tensor masked_softmax_backward_cpu(const Tensor& grad, const Tensor& output,
+                                   const OptionalTensor& mask, int64_t dim, double scale,
+                                   bool is_causal) {
+  dim = check_masked_softmax_backward(grad, output, mask, dim, is_causal);
+  if (!has_kernels(grad) || !covered_by_rows(output, mask, dim)) {
+    return compose_masked_softmax_backward(grad, output, mask, dim, scale, is_causal);
+  }
+  if (!is_causal && !is_defined(mask)) {
+    return backward(grad, output, dim, scale, /*log=*/false);
+  }
+  const Tensor g = contiguous(grad);
+  const Tensor y = contiguous(output);
+  Tensor dx = empty(y.sizes(), y.scalar_type());
+  if (y.numel() == 0) {
+    return dx;
+  }
+  const int64_t length = y.size(-1);
+  const int64_t run = y.dim() > 1 ? y.size(-2) : 1;
+  const std::optional<MaskRows> m =
+      is_causal ? std::nullopt : std::optional<MaskRows>({whole_rows(*mask, length), y.sizes()});
+  const SoftmaxKernels& k = kernels().softmax[table_dtype(y.scalar_type())];
+  const SoftmaxArguments arguments{length, scale, /*log=*/false};
+  const int64_t row_bytes = length * y.element_size();
+  const char* pg = static_cast<const char*>(g.const_data_ptr());
+  const char* py = static_cast<const char*>(y.const_data_ptr());
+  char* pdx = static_cast<char*>(dx.mutable_data_ptr());
+  parallel_for(y.numel() / length, std::max<int64_t>(kSoftmaxGrain / length, 1),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t at = row * row_bytes;
+                   k.rows_backward(pg + at, py + at, pdx + at, 1, arguments);
+                   if (is_causal) {
+                     const int64_t kept = std::min(row % run + 1, length) * y.element_size();
+                     std::memset(pdx + at + kept, 0, row_bytes - kept);
+                   } else {
+                     k.clear_masked(m->row(row), pdx + at, length);
+                   }
+                 }
+               });
+  return dx;
 }
 
 Tensor softmax_cpu(const Tensor& self, int64_t dim, double scale) {
@@ -253,13 +313,16 @@ Tensor log_softmax_cpu(const Tensor& self, int64_t dim) {
 }
 
 Tensor softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim, double scale) {
-  return covered(grad, output) ? backward(grad, output, dim, scale, /*log=*/false)
-                               : compose_softmax_backward(grad, output, dim, scale);
+  dim = check_softmax_backward("softmax_backward", grad, output, dim);
+  return has_kernels(grad) && has_kernels(output)
+             ? backward(grad, output, dim, scale, /*log=*/false)
+             : compose_softmax_backward(grad, output, dim, scale);
 }
 
 Tensor log_softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim) {
-  return covered(grad, output) ? backward(grad, output, dim, 1, /*log=*/true)
-                               : compose_log_softmax_backward(grad, output, dim);
+  dim = check_softmax_backward("log_softmax_backward", grad, output, dim);
+  return has_kernels(grad) && has_kernels(output) ? backward(grad, output, dim, 1, /*log=*/true)
+                                                  : compose_log_softmax_backward(grad, output, dim);
 }
 
 }  // namespace
@@ -270,6 +333,7 @@ TORCH_LIBRARY_IMPL(fastact, CPU, m) {
   m.impl("log_softmax", TORCH_FN(log_softmax_cpu));
   m.impl("masked_softmax", TORCH_FN(masked_softmax_cpu));
   m.impl("log_softmax_backward", TORCH_FN(log_softmax_backward_cpu));
+  m.impl("masked_softmax_backward", TORCH_FN(masked_softmax_backward_cpu));
 }
 
 }  // namespace fastact

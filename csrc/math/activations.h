@@ -5,6 +5,9 @@
 // AVX-512 and data in the first-level cache; it decides how many elements a thread is worth.
 // `saves_output` says what backward() reads: the output where it determines the derivative, else
 // the input. Formula<V> holds the parameters, broadcast once, for V a scalar, a vector or a Pack.
+//
+// The order of the comparisons in backward() decides what a NaN gets: what PyTorch's scalar code
+// gives (its vector code differs in some).
 #pragma once
 
 #include "math/elu.h"
@@ -51,7 +54,9 @@ struct Relu6 {
   struct Formula {
     FASTACT_FN explicit Formula(const double*) {}
     FASTACT_FN V forward(V x) const { return min(V(6), max(V(0), x)); }
-    FASTACT_FN V backward(V grad, V y) const { return select((y > V(0)) & (y < V(6)), grad, V(0)); }
+    FASTACT_FN V backward(V grad, V y) const {
+      return select((y <= V(0)) | (y >= V(6)), V(0), grad);
+    }
   };
 };
 
@@ -256,10 +261,17 @@ struct Hardtanh {
   struct Formula {
     V low;
     V high;
+    bool has_nan;  // a bound that is NaN makes every output NaN, as torch.clamp's
     FASTACT_FN explicit Formula(const double* p)
-        : low(broadcast<V>(p[0])), high(broadcast<V>(p[1])) {}
-    FASTACT_FN V forward(V x) const { return min(high, max(low, x)); }
-    FASTACT_FN V backward(V grad, V y) const { return select((y > low) & (y < high), grad, V(0)); }
+        : low(broadcast<V>(p[0])),
+          high(broadcast<V>(p[1])),
+          has_nan(p[0] != p[0] || p[1] != p[1]) {}
+    FASTACT_FN V forward(V x) const {
+      return has_nan ? broadcast<V>(__builtin_nan("")) : min(high, max(low, x));
+    }
+    FASTACT_FN V backward(V grad, V y) const {
+      return select((y <= low) | (y >= high), V(0), grad);
+    }
   };
 };
 
@@ -298,7 +310,7 @@ struct Hardswish {
     // (2 x + 3) / 6 between; x + 1.5 is exact where the result is small.
     FASTACT_FN V backward(V grad, V x) const {
       const V inner = grad * ((x + V(1.5)) * broadcast<V>(1.0 / 3.0));
-      return select(x <= V(-3), V(0), select(x >= V(3), grad, inner));
+      return select(x <= V(-3), V(0), select(x < V(3), inner, grad));
     }
   };
 };
@@ -394,7 +406,9 @@ struct Softshrink {
       const V shrunk = select(x > lambda, x - lambda, x + lambda);
       return select((x >= -lambda) & (x <= lambda), V(0), shrunk);
     }
-    FASTACT_FN V backward(V grad, V y) const { return select((y < V(0)) | (y > V(0)), grad, V(0)); }
+    FASTACT_FN V backward(V grad, V y) const {
+      return select((y >= V(0)) & (y <= V(0)), V(0), grad);
+    }
   };
 };
 
@@ -414,7 +428,7 @@ struct Hardshrink {
     FASTACT_FN V forward(V x) const { return select((x >= -lambda) & (x <= lambda), V(0), x); }
     FASTACT_FN V backward(V grad, V saved) const {
       const V edge = from_output ? V(0) : lambda;
-      return select((saved < -edge) | (saved > edge), grad, V(0));
+      return select((saved >= -edge) & (saved <= edge), V(0), grad);
     }
   };
 };

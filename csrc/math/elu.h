@@ -91,7 +91,7 @@ struct ExponentialUnit {
       const W w = widen<Short>(saved);
       slope = narrow<V>(steepness * negative * exp(w * steepness));
     }
-    return grad * select(saved > V(0), positive_slope, slope);
+    return grad * select(saved <= V(0), slope, positive_slope);
   }
 };
 

@@ -24,6 +24,7 @@ from torch.compiler import is_exporting
 from fastact import functional, nn
 from fastact.activations import REGISTRY, resolve
 from fastact.layers import LAYERS
+from fastact.nn.epilogue import has_hooks
 
 Module = torch.nn.Module
 
@@ -326,12 +327,7 @@ LEFT_OUT = "_fastact_left_out"
 def interference(module: Module, forward: Callable[..., Any]) -> str | None:
     """Why its call may do something else than the forward that its class was born with."""
     own = module.__dict__
-    if (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-    ):
+    if has_hooks(module):
         return "it has hooks"
     if "forward" in own:
         return "its forward was set on the instance"

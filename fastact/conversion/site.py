@@ -24,7 +24,6 @@ from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.nn.modules import module as module_globals
 
 from fastact import _C
-from fastact.activations import REGISTRY
 from fastact.conversion import packing
 from fastact.conversion.links import (
     ACTIVATION_TYPES,
@@ -49,6 +48,7 @@ from fastact.conversion.links import (
     untouched_function,
 )
 from fastact.layers import LAYERS, Layer
+from fastact.overrides import traced
 
 # ---- what a site is ----------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ _observer: Observer | None = None
 @contextmanager
 def observing(told: Callable[..., None]) -> Iterator[None]:
     """Inside, told(plan, layer, taken links, why not more) is called for each call of a site in
-    this thread. Whoever observes may have one of each global hook and one dispatch mode."""
+    this thread. Whoever observes may have one dispatch mode."""
     global _observer
     before, _observer = _observer, Observer(threading.get_ident(), told)
     _C.observe_sites(True)
@@ -187,17 +187,11 @@ def _observed() -> bool:
 
 
 def disturbance() -> str | None:
-    """Why no call may be left out now: somebody watches modules, operators or functions."""
-    allowed = _observed()
-    if len(module_globals._global_forward_hooks) > (_observer is not None) or (
-        len(module_globals._global_forward_pre_hooks) > (_observer is not None)
-    ):
-        return "a global forward hook is set"
-    if module_globals._global_backward_hooks or module_globals._global_backward_pre_hooks:
-        return "a global backward hook is set"
+    """Why no call may be left out now: somebody watches operators or functions, or has replaced
+    what calls modules."""
     if is_dynamo_compiling():  # which lets nobody else watch, and cannot ask
         return None
-    if (_function_mode() or _dispatch_modes() > allowed) and not is_exporting():
+    if (_function_mode() or _dispatch_modes() > _observed()) and not is_exporting():
         return "a mode watches every operator"
     if _tracing_state() is not None:
         return "torch.jit.trace records it"
@@ -222,10 +216,6 @@ class Fusion:
         self.residual: Tensor | None = None
         self.epilogue: Epilogue | None = None
         self.taken: list[str] = []
-        fused = layer.__dict__.get("fused")  # of ours, which may have an activation of its own
-        if fused is not None and fused.name:
-            slope = layer._modules["activation"].weight if fused.name == "prelu" else None
-            self.epilogue = Epilogue(fused.name, fused.parameters, slope)
 
     def take(self, link: Link, values: Sequence[Any], scope: dict[str, Any]) -> str | None:
         """Adds a link, or says why not."""
@@ -340,17 +330,9 @@ class Fusion:
                 weight, bias, packed = packing.folded(self.row, weight, bias, self.norm)
             return _packed[self.row.name](self.value, packed, weight, bias, *rest)
         saves_output = saves_output or name is None or name in KEEPS_RESULT
-        if not saves_output and self._needs_grad(slope):
-            plain = self.row.operator if is_dynamo_compiling() else _plain[self.row.name]
-            value = plain(self.value, weight, bias, None, (), None, self.residual)
-            if slope is not None:
-                return F.prelu(value, slope)
-            row = REGISTRY[name]
-            names = (*row.parameters, "scale")[: len(parameters)]
-            return row.reference(value, **dict(zip(names, parameters, strict=True)))
         if is_dynamo_compiling():
-            return self.row.operator(self.value, weight, bias, *rest)
-        return _plain[self.row.name](self.value, weight, bias, *rest)
+            return traced(self.row.name, self.value, weight, bias, *rest, saves_output)
+        return _plain[self.row.name](self.value, weight, bias, *rest, saves_output)
 
 
 _plain = {name: getattr(_C, name) for name in LAYERS}
@@ -368,8 +350,16 @@ def fusion_of(layer: Any, value: Any, frozen: bool) -> tuple[Fusion | None, str 
     if reason is not None:
         return None, reason
     fusion = Fusion(known.row, layer, value, frozen)
-    if fusion.epilogue is not None and not fusion.may_pack(fusion.epilogue.slope):
-        return None, "it is one operator by itself"
+    own = layer.__dict__.get("fused")  # of ours, which may have an activation of its own
+    if own is not None and (own.name is not None or own.is_module):
+        epilogue = (
+            epilogue_of(layer._modules.get("activation"))
+            if own.is_module
+            else Epilogue(own.name, own.parameters)
+        )
+        if not isinstance(epilogue, Epilogue) or not fusion.may_pack(epilogue.slope):
+            return None, "it is one operator by itself"
+        fusion.epilogue = epilogue
     return fusion, None
 
 

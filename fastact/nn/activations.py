@@ -11,7 +11,7 @@ from fastact import _C, functional
 from fastact.activations import REGISTRY, Activation
 
 _TEMPLATE = """\
-def _forward_{name}(self, input):
+def forward(self, input: torch.Tensor) -> torch.Tensor:
     if is_dynamo_compiling():
         return functional.{name}({traced})
     return {door}({arguments})
@@ -37,11 +37,13 @@ def _define(row: Activation) -> type[torch.nn.Module]:
     scope[door] = getattr(_C, row.name)
     scope[door + "_"] = getattr(_C, row.name + "_")
     exec(compile(text, file, "exec"), scope)
+    forward = scope.pop("forward")
+    forward.__qualname__ = f"{row.module}.forward"
     return type(
         row.module,
         (twin,),
         {
-            "forward": scope.pop(f"_forward_{row.name}"),
+            "forward": forward,
             "__doc__": f"torch.nn.{row.module}: {row.formula}. Same constructor and state_dict.",
             "__module__": "fastact.nn",
         },

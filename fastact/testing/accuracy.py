@@ -129,18 +129,25 @@ def twin(case: Case, x: Tensor) -> Tensor:
 
 
 def twin_gradient(case: Case, grad: Tensor, x: Tensor) -> Tensor:
-    """PyTorch's gradient of the input."""
+    """PyTorch's gradient of the input; at NaN that of its scalar code, with which its vector code
+    does not agree (0 or NaN in place of the incoming gradient: relu6, elu, softshrink ...)."""
 
     def differentiated(grad: Tensor, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
         return torch.autograd.grad(case.twin(x, *case.tensors(x)), x, grad)[0]
 
-    return _in_whole_vectors(case, differentiated, grad, x)
+    result = _in_whole_vectors(case, differentiated, grad, x)
+    undefined = x.isnan()
+    if case.row.family == "unary" and undefined.any():
+        alone = torch.full((1,), math.nan, dtype=x.dtype)
+        slope = differentiated(torch.ones_like(alone), alone)
+        result = torch.where(undefined, grad * slope, result)
+    return result
 
 
 def _in_whole_vectors(case: Case, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """What PyTorch's vector code computes. In a tail, and for strided tensors, it runs scalar code,
-    which gives zeros another sign and gradients at NaN another value."""
+    which gives zeros another sign."""
     shape, count = tensors[0].shape, tensors[0].numel()
     dense = all(t.is_contiguous() for t in tensors)
     if case.row.family != "unary" or (dense and count % 64 == 0):

@@ -74,6 +74,8 @@ struct SoftmaxKernels {
   SoftmaxColumnsBackwardKernel columns_backward;
   // A boolean mask as an additive one: 0 where it is true, else -inf.
   void (*widen_mask)(const void* mask, void* row, int64_t n);
+  // dx[i] = 0 where a boolean mask is false.
+  void (*clear_masked)(const void* mask, void* dx, int64_t n);
 };
 
 // One tile of a matrix product (see kernels/gemm.h): `rows` rows of a, `units` units of k long and
