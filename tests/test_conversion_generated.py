@@ -27,7 +27,9 @@ def compare(seed, mode):
         edit(model), edit(converted)
         seen = []
         for one in (model, converted):
-            x = generated.small(1 + number, generated.WIDTH, seed=number).requires_grad_(number % 2 == 1)
+            x = generated.small(1 + number, generated.WIDTH, seed=number).requires_grad_(
+                number % 2 == 1
+            )
 
             def run(one=one, x=x):
                 return one(x * 1)

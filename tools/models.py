@@ -1,5 +1,5 @@
-"""Converts models of torchvision, timm and transformers, and writes docs/models.md: which sites were
-found, what they fused, why not more, the error and the time. Weights are random.
+"""Converts models of torchvision, timm and transformers, and writes docs/models.md: which sites
+were found, what they fused, why not more, the error and the time. Weights are random.
 
     python tools/models.py [--only NAME] [--out docs/models.md]
 
@@ -9,11 +9,11 @@ Needs torchvision, timm and transformers: pip install torchvision timm transform
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import gc
 import io
-import contextlib
 import statistics
 import time
 import warnings
@@ -27,23 +27,27 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import fastact
-from fastact.conversion import convert as conversion
 from fastact.conversion import site
+from fastact.conversion.convert import survey as survey_of
 
 ROUNDS = 5
 
-TORCHVISION = """alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet
-inception_v3 maxvit_t mnasnet1_0 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf
-resnet18 resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_1 swin_t swin_v2_t vgg11
-vgg11_bn vit_b_16 wide_resnet50_2""".split()
+TORCHVISION = """
+alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3
+maxvit_t mnasnet1_0 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18
+resnet50 resnext50_32x4d shufflenet_v2_x1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn
+vit_b_16 wide_resnet50_2
+""".split()  # noqa: SIM905
 
-TIMM = """beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny convit_tiny convmixer_768_32
-crossvit_tiny_240 cspdarknet53 darknet53 deit_tiny_patch16_224 dla34 dm_nfnet_f0 edgenext_xx_small
-efficientvit_b0 eva02_tiny_patch14_224 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_100
-hardcorenas_a hrnet_w18_small inception_next_tiny levit_128s lcnet_050 mixer_s16_224 mobileone_s0
-mobilevit_xxs nest_tiny pit_ti_224 poolformer_s12 pvt_v2_b0 repvgg_a0 res2net50_14w_8s
-resmlp_12_224 rexnet_100 seresnet18 swin_tiny_patch4_window7_224 tf_efficientnet_lite0
-tnt_s_patch16_224 twins_pcpvt_small visformer_tiny xcit_nano_12_p16_224""".split()
+TIMM = """
+beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny convit_tiny convmixer_768_32
+crossvit_tiny_240 cspdarknet53 darknet53 deit_tiny_patch16_224 dla34 dm_nfnet_f0
+edgenext_xx_small efficientvit_b0 eva02_tiny_patch14_224 fastvit_t8 focalnet_tiny_srf
+gcvit_xxtiny ghostnet_100 hardcorenas_a hrnet_w18_small inception_next_tiny levit_128s lcnet_050
+mixer_s16_224 mobileone_s0 mobilevit_xxs nest_tiny pit_ti_224 poolformer_s12 pvt_v2_b0 repvgg_a0
+res2net50_14w_8s resmlp_12_224 rexnet_100 seresnet18 swin_tiny_patch4_window7_224
+tf_efficientnet_lite0 tnt_s_patch16_224 twins_pcpvt_small visformer_tiny xcit_nano_12_p16_224
+""".split()  # noqa: SIM905
 
 # Class and configuration, with what makes it small.
 _SMALL = {
@@ -168,14 +172,17 @@ def measure(library: str, name: str, make: Callable[[], Any]) -> Result:
     model.eval()
     # Random weights leave the statistics of norms at 0 and 1, which hides errors.
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+        if (
+            isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            and module.running_mean is not None
+        ):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.8, 1.2)
     layers = calls_of_layers(model, inputs)
     start = time.perf_counter()
     converted = fastact.convert(model)
     seconds = time.perf_counter() - start
-    survey = conversion.survey(copy.copy(model), True, lambda name: True)
+    survey = survey_of(copy.copy(model), True, lambda name: True)
     found = [
         one
         for entry in survey.classes
@@ -244,15 +251,15 @@ def report(results: list[Result], failures: dict[str, str]) -> str:
     lines = [
         "# Models converted",
         "",
-        "Written by `make models` (`tools/models.py`): random weights, evaluation, one forward of each;",
+        "Written by `make models` (`tools/models.py`): random weights, evaluation, a forward each;",
         "transformers' models in small configurations. Calls: of torch.nn.Linear in the original's",
         "forward. Sites of convolutions are found and wait for their operator. The error is the",
         "largest difference of an output, relative to its largest value.",
-        f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads. The speed-up is preliminary:",
-        f"the median of {ROUNDS} rounds in one process, on a machine that others used.",
+        f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads. The speed-up is",
+        f"preliminary: the median of {ROUNDS} rounds in one process, on a shared machine.",
         "",
-        "| library | model | calls | fused, and with what | called as written, and why | sites | sites of"
-        " convolutions | convert, s | error | eager / converted |",
+        "| library | model | calls | fused, and with what | called as written, and why | sites |"
+        " sites of convolutions | convert, s | error | eager / converted |",
         "|---|---|---:|---|---|---:|---:|---:|---:|---:|",
     ]
     for r in results:
@@ -272,9 +279,7 @@ def report(results: list[Result], failures: dict[str, str]) -> str:
         "",
         "Methods left as they are: "
         + (
-            "; ".join(
-                sorted({f"{method} ({r.library})" for r in results for method in r.methods})
-            )
+            "; ".join(sorted({f"{method} ({r.library})" for r in results for method in r.methods}))
             or "none"
         )
         + ".",
@@ -299,8 +304,8 @@ def main() -> None:
             with contextlib.redirect_stderr(io.StringIO()):
                 results.append(measure(library, name, make))
             r = results[-1]
-            print(f"{library} {name}: {sum(r.fused.values())}/{r.layers} {r.error:.1e} {r.speed:.2f}",
-                  flush=True)  # fmt: skip
+            done = f"{sum(r.fused.values())} of {r.layers}"
+            print(f"{library} {name}: {done}, {r.error:.1e}, {r.speed:.2f}", flush=True)
         except Exception as error:
             failures[f"{library} {name}"] = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
             print(f"{library} {name}: {failures[f'{library} {name}']}", flush=True)

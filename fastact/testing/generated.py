@@ -180,7 +180,11 @@ class Parts(nn.Module):
         self.leaky, self.hard = nn.LeakyReLU(0.5), nn.Hardtanh(-3, 3)
         self.drop, self.other = nn.Dropout(0.0), nn.Identity()
         self.body = nn.Sequential(
-            nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Dropout(0.0), nn.Linear(WIDTH, WIDTH), nn.Hardtanh()
+            nn.Linear(WIDTH, WIDTH),
+            nn.ReLU(),
+            nn.Dropout(0.0),
+            nn.Linear(WIDTH, WIDTH),
+            nn.Hardtanh(),
         )
         self.function = F.relu
         self.bound, self.slope, self.flag, self.count, self.dropping = 4.0, 0.5, True, 0, False
