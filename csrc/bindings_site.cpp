@@ -17,6 +17,7 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -73,6 +74,12 @@ struct IdleKind {
   bool is_dropout = false;
 };
 
+// A batch norm that is folded into the layer before it.
+struct NormKind {
+  Born born;
+  Called called;
+};
+
 struct Epilogue {
   bool idle = false;
   bool in_place = false;
@@ -97,6 +104,7 @@ struct Tables {
   std::unordered_map<PyTypeObject*, LayerKind> layers;
   std::unordered_map<PyTypeObject*, ActivationKind> activations;
   std::unordered_map<PyTypeObject*, IdleKind> idle;
+  std::unordered_map<PyTypeObject*, NormKind> norms;
   std::unordered_map<PyObject*, Epilogue> functions;  // called with the input alone
   std::unordered_map<std::string, Object> methods;    // of Tensor, as PyTorch was born with them
   std::unordered_set<PyObject*> sums;
@@ -104,6 +112,7 @@ struct Tables {
   Object asks_python;  // of a class: whether only Python can tell what its modules are
   Object classify;     // the epilogue of a function with these arguments
   Object pack;
+  Object fold;
   Object run_sequence;
 };
 
@@ -130,10 +139,12 @@ struct Names {
       getattribute{pybind11::str("__getattribute__")}, in_place{pybind11::str("inplace")},
       training{pybind11::str("training")}, p{pybind11::str("p")}, fused{pybind11::str("fused")},
       name{pybind11::str("name")}, iter{pybind11::str("__iter__")}, add{pybind11::str("add")},
-      values{pybind11::str("values")}, is_module{pybind11::str("is_module")};
+      values{pybind11::str("values")}, is_module{pybind11::str("is_module")},
+      eps{pybind11::str("eps")}, running_mean{pybind11::str("running_mean")},
+      running_var{pybind11::str("running_var")};
 
   Names() {
-    for (Object* one = &forward; one <= &is_module; ++one) {
+    for (Object* one = &forward; one <= &running_var; ++one) {
       PyObject* text = one->release().ptr();
       PyUnicode_InternInPlace(&text);
       *one = pybind11::reinterpret_steal<Object>(text);
@@ -245,6 +256,8 @@ struct Fusion {
   const Tensor* input = nullptr;
   OptionalTensor bias, residual;
   const Epilogue* epilogue = nullptr;  // a row of a table, or `made`
+  Object norm;
+  bool has_links = false;
   Epilogue made;
   bool frozen = false;
 
@@ -312,6 +325,51 @@ struct Fusion {
     return Look::kYes;
   }
 
+  // Folded in evaluation, of features, by statistics that it keeps, where nothing needs a gradient.
+  Look take_norm(PyObject* module, NormKind& kind) {
+    const Names& n = names();
+    const Object own = instance_dict(module);
+    if (!frozen || has_links || epilogue || !own || !is_as_born(Py_TYPE(module), kind.born) ||
+        !is_undisturbed(own.ptr()) || !kind.called.is_untouched() ||
+        item(own.ptr(), n.training) != Py_False || value().dim() != 2 || needs_grad() ||
+        at::autocast::is_autocast_enabled(at::kCPU) || weight().dim() != 2 ||
+        !(weight().scalar_type() == at::kFloat || weight().scalar_type() == at::kDouble)) {
+      return Look::kNo;
+    }
+    for (PyObject* tensor : norm_tensors(own.ptr())) {
+      if (!tensor || (tensor != Py_None && !is_plain(tensor))) {
+        return Look::kNo;
+      }
+      if (tensor != Py_None) {
+        const Tensor& t = THPVariable_Unpack(tensor);
+        if (t.dim() != 1 || t.sym_size(0) != weight().sym_size(0) ||
+            t.scalar_type() != weight().scalar_type() ||
+            (c10::GradMode::is_enabled() && t.requires_grad())) {
+          return Look::kNo;
+        }
+      }
+    }
+    const auto tensors = norm_tensors(own.ptr());
+    if (tensors[0] == Py_None || tensors[1] == Py_None) {
+      return Look::kNo;
+    }
+    norm = pybind11::reinterpret_borrow<Object>(module);
+    has_links = true;
+    return Look::kYes;
+  }
+
+  // Its statistics, weight and bias; null where there is no such entry.
+  static std::array<PyObject*, 4> norm_tensors(PyObject* own) {
+    const Names& n = names();
+    PyObject* const buffers = item(own, n.buffers);
+    PyObject* const parameters = item(own, n.parameters);
+    const auto find = [](PyObject* dict, const Object& name) {
+      return dict && PyDict_Check(dict) ? item(dict, name) : nullptr;
+    };
+    return {find(buffers, n.running_mean), find(buffers, n.running_var), find(parameters, n.weight),
+            find(parameters, n.bias)};
+  }
+
   Look take_residual(PyObject* other, bool first) {
     if (residual || epilogue || !is_plain(other)) {
       return Look::kNo;
@@ -332,11 +390,13 @@ struct Fusion {
       return Look::kNo;
     }
     residual = tensor;
+    has_links = true;
     return Look::kYes;
   }
 
   Look take(Found&& found) {
     if (found.get().idle) {
+      has_links = true;
       return Look::kYes;
     }
     if (epilogue) {
@@ -478,9 +538,83 @@ Tensor packed_of(PyObject* object, const Tensor& weight) {
   return packed;
 }
 
+// The same with a norm folded in, by the layer's weight and the norm.
+struct Fact {
+  PyObject* object;
+  uint32_t version;
+  const void* data;
+
+  bool operator==(const Fact& other) const {
+    return object == other.object && version == other.version && data == other.data;
+  }
+};
+
+struct Folded {
+  PyObject* norm;
+  double eps;
+  std::array<Fact, 6> facts;  // weight, bias, and the norm's tensors
+  std::vector<int64_t> sizes, strides;
+  Tensor weight, bias, packed;
+};
+
+std::unordered_map<PyObject*, Folded>& folded_weights() {
+  static auto* const made = new std::unordered_map<PyObject*, Folded>;
+  return *made;
+}
+
+// Null where a tensor has no version.
+const Folded* folded_of(PyObject* weight_object, const OptionalTensor& bias, PyObject* norm) {
+  const Object own = instance_dict(norm);
+  double eps = 0;
+  PyObject* const eps_item = own ? item(own.ptr(), names().eps) : nullptr;
+  if (!eps_item || !is_number(eps_item, eps)) {
+    return nullptr;
+  }
+  const Tensor& weight = THPVariable_Unpack(weight_object);
+  std::array<Fact, 6> facts{};
+  bool has_versions = true;
+  const auto fact = [&](PyObject* object, const Tensor& t) {
+    has_versions = has_versions && !t.is_inference();
+    return has_versions ? Fact{object, static_cast<uint32_t>(t._version()), t.const_data_ptr()}
+                        : Fact{};
+  };
+  facts[0] = fact(weight_object, weight);
+  if (bias) {
+    facts[1] = fact(nullptr, *bias);
+  }
+  const auto tensors = Fusion::norm_tensors(own.ptr());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (tensors[i] != Py_None) {
+      facts[2 + i] = fact(tensors[i], THPVariable_Unpack(tensors[i]));
+    }
+  }
+  if (!has_versions) {
+    return nullptr;
+  }
+  auto& kept = folded_weights();
+  const auto found = kept.find(weight_object);
+  if (found != kept.end() && found->second.norm == norm && found->second.eps == eps &&
+      found->second.facts == facts && weight.sizes() == found->second.sizes &&
+      weight.strides() == found->second.strides) {
+    return &found->second;
+  }
+  const Object bias_object =
+      bias ? pybind11::reinterpret_steal<Object>(THPVariable_Wrap(*bias)) : pybind11::none();
+  const auto made = tables()
+                        .fold(pybind11::handle(weight_object), bias_object, pybind11::handle(norm))
+                        .cast<pybind11::tuple>();
+  const auto tensor = [&](int i) { return THPVariable_Unpack(made[i].ptr()); };
+  Folded& entry = kept[weight_object];
+  entry = {norm,      eps,       facts,    weight.sizes().vec(), weight.strides().vec(),
+           tensor(0), tensor(1), tensor(2)};
+  return &entry;
+}
+
 PyObject* forget_packed(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count == 1) {
-    packed_weights().erase(static_cast<PyObject*>(PyLong_AsVoidPtr(args[0])));
+    PyObject* const object = static_cast<PyObject*>(PyLong_AsVoidPtr(args[0]));
+    packed_weights().erase(object);
+    folded_weights().erase(object);
   }
   Py_RETURN_NONE;
 }
@@ -511,6 +645,22 @@ Tensor Fusion::run(bool saves_output) const {
   };
   const bool transformed =
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  if (norm) {
+    const Folded* const kept = grad || transformed || !weight.is_cpu()
+                                   ? nullptr
+                                   : folded_of(weight_object.ptr(), bias, norm.ptr());
+    if (!kept) {
+      throw AskPython();
+    }
+    // Copied, as other threads may drop them while this one runs.
+    const Tensor with_norm = kept->weight, packed = kept->packed;
+    const OptionalTensor bias_with_norm = kept->bias;
+    static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
+    return call([&] {
+      return handle.call(value, packed, with_norm, bias_with_norm, activation, after.parameters,
+                         after.slope, residual);
+    });
+  }
   if (frozen && !grad && !transformed && weight.is_cpu() && !weight.is_inference()) {
     const Tensor packed = packed_of(weight_object.ptr(), weight);
     static const auto handle = find_operator<LinearPackedSchema>("linear_packed");
@@ -785,6 +935,9 @@ Look take(const SiteObject& site, Link& link, PyObject* const* values, Fusion& f
                  : Look::kNo;
     }
     look = classify(link, link.method.ptr(), arguments, found.read);
+  } else if (const auto norm = tables().norms.find(Py_TYPE(callee.ptr()));
+             norm != tables().norms.end()) {
+    return arguments.empty() ? fusion.take_norm(callee.ptr(), norm->second) : Look::kNo;
   } else if (PyType_IsSubtype(Py_TYPE(callee.ptr()), t.module_type)) {
     look = arguments.empty() ? read_module(callee.ptr(), found.read) : Look::kNo;
   } else {
@@ -1129,10 +1282,15 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
             unused.take_layer(following.ptr(), args[1], false) == Look::kYes && is_plain(args[1]);
         break;
       }
-      Found found;
-      look = read_module(following.ptr(), found.read);
-      if (look == Look::kYes) {
-        look = fusion.take(std::move(found));
+      const auto norm = tables().norms.find(Py_TYPE(following.ptr()));
+      if (norm != tables().norms.end()) {
+        look = fusion.take_norm(following.ptr(), norm->second);
+      } else {
+        Found found;
+        look = read_module(following.ptr(), found.read);
+        if (look == Look::kYes) {
+          look = fusion.take(std::move(found));
+        }
       }
       if (look == Look::kPython) {
         std::vector<Object> fetched{layer};
@@ -1232,6 +1390,13 @@ void set_up(const pybind11::dict& given) {
     kind.is_dropout = row[3].cast<bool>();
     t.idle[type_of(row[0])] = kind;
   }
+  for (const auto one : given["norms"]) {
+    const auto row = one.cast<pybind11::tuple>();
+    NormKind kind;
+    kind.born.forward = row[1];
+    kind.called = called_from(row[2]);
+    t.norms[type_of(row[0])] = kind;
+  }
   for (const auto one : given["functions"]) {
     const auto row = one.cast<pybind11::tuple>();
     Epilogue epilogue;
@@ -1254,6 +1419,7 @@ void set_up(const pybind11::dict& given) {
   t.asks_python = given["asks_python"];
   t.classify = given["classify"];
   t.pack = given["pack"];
+  t.fold = given["fold"];
   t.run_sequence = given["run_sequence"];
 }
 

@@ -552,6 +552,10 @@ def _set_up() -> None:
                 (kind, forward, _born_scope((F, "dropout")), kind is torch.nn.Dropout)
                 for kind, forward in IDLE_TYPES.items()
             ],
+            "norms": [
+                (kind, forward, _born_scope((F, "batch_norm")))
+                for kind, forward in NORM_TYPES.items()
+            ],
             "functions": [
                 (target, known.name, known.parameters, known.inplace)
                 for target, known in BARE.items()
@@ -560,9 +564,10 @@ def _set_up() -> None:
             "methods": METHODS,
             "sums": list(SUMS),
             "keeps_result": list(KEEPS_RESULT),
-            "asks_python": lambda kind: kind in NORM_TYPES or foreign(kind) is not None,
+            "asks_python": lambda kind: foreign(kind) is not None,
             "classify": of_call,
             "pack": lambda weight: packing.packed(LAYERS["linear"], weight),
+            "fold": functools.partial(packing.folded, LAYERS["linear"]),
             "run_sequence": _rest_of_sequence,
         }
     )
