@@ -181,7 +181,7 @@ CONTENDERS = {
             "fastact_converted",
             setup_fastact,
             build_converted,
-            operations=("linear",),
+            operations=("linear", "network_nested", "network_residual"),
             forms=("module",),
             ours=True,
         ),

@@ -121,6 +121,47 @@ def linear_module(case, nn):
     return nn.Linear(inner, outer, activation=case.activation.name, **arguments)
 
 
+class Network(torch.nn.Module):
+    """Two layers in a forward written by hand; `nn` is torch.nn or fastact.nn."""
+
+    def __init__(self, case, nn):
+        super().__init__()
+        _, inner, outer = case.shape
+        self.fc1, self.act = nn.Linear(inner, outer), activation_module(case, nn)
+        self.fc2 = nn.Linear(outer, inner)
+
+
+class NestedNetwork(Network):
+    def forward(self, x):
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class ResidualNetwork(Network):
+    """In statements, with a residual."""
+
+    def forward(self, x):
+        out = self.fc1(x)
+        out = self.act(out)
+        out = self.fc2(out)
+        out += x
+        return out
+
+
+def network_text(case, library):
+    first = linear_text(replace(case, operation="linear"), library)
+    if case.operation == "network_residual" and library is not torch.nn.functional:
+        return f"F.linear({first}, weight2, bias2, residual=x)"
+    return f"F.linear({first}, weight2, bias2)" + " + x" * (case.operation == "network_residual")
+
+
+def network_tensors(case, normal):
+    _, inner, outer = case.shape
+    return linear_tensors(case, normal) | {
+        "weight2": normal(inner, outer) / math.sqrt(outer),
+        "bias2": normal(inner),
+    }
+
+
 def linear_tensors(case, normal):
     rows, inner, outer = case.shape
     return {
@@ -164,19 +205,29 @@ ACTIVATION = Operation(
     text=lambda case, library: activation_text(case),
     module=activation_module,
 )
+LINEAR = Operation(
+    tensors=linear_tensors,
+    text=linear_text,
+    module=linear_module,
+    training=3,
+    flops=lambda case: 2 * math.prod(case.shape),
+    operand=lambda case: case.shape[1] * case.shape[2],
+)
+NETWORK = replace(
+    LINEAR,
+    tensors=network_tensors,
+    text=network_text,
+    module=NestedNetwork,
+    flops=lambda case: 4 * math.prod(case.shape),
+)
 OPERATIONS = {
     "activation": ACTIVATION,
     "softmax": ACTIVATION,  # with shapes and a dim that matter
     "masked_softmax": Operation(padded_scores, masked_text, module=None),
     "causal_softmax": Operation(causal_scores, masked_text, module=None),
-    "linear": Operation(
-        tensors=linear_tensors,
-        text=linear_text,
-        module=linear_module,
-        training=3,
-        flops=lambda case: 2 * math.prod(case.shape),
-        operand=lambda case: case.shape[1] * case.shape[2],
-    ),
+    "linear": LINEAR,
+    "network_nested": NETWORK,
+    "network_residual": replace(NETWORK, module=ResidualNetwork),
 }
 
 

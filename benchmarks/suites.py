@@ -29,8 +29,8 @@ class Case:
     def kernel(self):
         if self.operation in ("activation", "softmax"):
             return self.activation.name
-        if self.operation == "linear":
-            return f"linear+{self.activation.name}"
+        if self.operation == "linear" or self.operation.startswith("network"):
+            return f"{self.operation}+{self.activation.name}"
         return self.operation
 
     @property
@@ -197,6 +197,19 @@ SUITES = {
             quick_shapes=((1024, 1024, 1024),),
             quick_dtypes=BOTH,
         ),
+    ),
+    # Small models with a forward of their own, where the call is what costs.
+    "networks": tuple(
+        Grid(
+            f"networks {{dtype}}: {operation.removeprefix('network_')}",
+            operation,
+            ((1, 10, 50), (8, 64, 64), (32, 784, 256)),
+            ("relu", "gelu"),
+            forms=("module",),
+            quick_shapes=((1, 10, 50), (8, 64, 64)),
+            quick_activations=("relu",),
+        )
+        for operation in ("network_nested", "network_residual")
     ),
     "softmax": (
         softmax_grid(
