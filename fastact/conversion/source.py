@@ -230,9 +230,11 @@ class Rewriter(ast.NodeTransformer):
         self.bound = _bound(code)
         stored = {name for name, use in self.uses if use in (ast.Store, ast.Del)}
         arguments = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+        arguments |= {name for name, use in self.uses if use is ast.Param}
         # Locals that no call can change: nested functions have no access, or nobody sets them.
         self.unshared = set(code.co_varnames) - set(code.co_cellvars)
-        self.constant = arguments - stored
+        self.constant = arguments & set(code.co_varnames) - stored
+        self.handed_over = arguments - stored
         self.stable = self.unshared | self.constant
         self.own = own_name(code) if own_name(code) in self.constant else None
         self.prefix = "_site"
@@ -358,6 +360,9 @@ class Rewriter(ast.NodeTransformer):
 
     def _site(self, chain: _Chain, node: ast.AST, statements: int) -> ast.expr | None:
         """The call of a site; None where the layer has no operator yet."""
+        root, _ = path_of(chain.call.func, self.kind)
+        if not chain.links and root in self.handed_over and root != self.own:
+            return None  # a function that somebody hands over, rather than a layer
         awaited = not self.role(chain.call.func) & Role.LAYER
         handed, order = self._handed(chain.order)
         if awaited and id(chain.call) in self.awaited:
