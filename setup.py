@@ -2,7 +2,7 @@
 
 fastact/_ops.so      csrc/**/*.cpp and, with CUDA, csrc/cuda/*.cu: operators, autograd, kernels.
                      No Python symbol.
-fastact/_C.<abi>.so  csrc/door.cpp: the Python module that calls them.
+fastact/_C.<abi>.so  csrc/bindings/*.cpp: the Python module that calls them.
 
 csrc/cpu/isa/*.cpp holds the kernels, free of PyTorch. Each file is compiled once per instruction
 set, with -DFASTACT_ISA=<set> and the flags of that set. A file that only some sets need names them
@@ -211,9 +211,9 @@ CUDA = find_cuda()
 DEVICE = "cuda" if CUDA else "cpu"
 SHIM += ["-DFASTACT_CUDA"] if CUDA else []
 
-door = Path("csrc/door.cpp")
-apart = [Path("csrc/cpu/isa")] if CUDA else [Path("csrc/cpu/isa"), Path("csrc/cuda")]
-sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if p.parent not in apart and p != door]
+bindings = sorted(Path("csrc/bindings").glob("*.cpp"))
+apart = [Path("csrc/cpu/isa"), Path("csrc/bindings"), *([] if CUDA else [Path("csrc/cuda")])]
+sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if p.parent not in apart]
 libraries = ["c10", "torch_cpu", "torch"]
 if CUDA:
     sources += sorted(Path("csrc/cuda").glob("*.cu"))
@@ -229,7 +229,7 @@ setup(
     install_requires=[f"torch>={MAJOR}.{MINOR},<{MAJOR}.{MINOR + 1}"],
     ext_modules=[
         extension("fastact._ops", sources, headers, libraries),
-        extension("fastact._C", [door], [*headers, python], [*libraries, "torch_python"]),
+        extension("fastact._C", bindings, [*headers, python], [*libraries, "torch_python"]),
     ],
     cmdclass={"build_ext": Build.with_options(use_ninja=False)},
 )

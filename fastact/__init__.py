@@ -12,7 +12,7 @@ from fastact._loader import load_operators
 
 load_operators()
 
-from fastact import flops, functional, memory, nn, ops  # noqa: E402, F401  (the operators must be there first)
+from fastact import flops, functional, memory, nn, vmap  # noqa: E402, F401  (the operators must be there first)
 from fastact._version import __version__  # noqa: E402
 from fastact.conversion import convert, revert  # noqa: E402
 from fastact.environment import info  # noqa: E402
