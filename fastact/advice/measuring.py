@@ -1,0 +1,72 @@
+"""What share of an activation's units does nothing, measured on its result as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# Below this derivative a unit passes almost no gradient: what plots call saturated.
+SATURATED = 1e-3
+
+_DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+}
+RECTIFIERS = frozenset({"relu", "relu6"})
+
+
+def measure(name: str, results: Sequence[Tensor], features: int | None) -> dict[str, float]:
+    """Shares of what the activation returned.
+
+    Args:
+        features: the dimension along which the units lie; None: the last one, or, of more than
+            three dimensions, the second.
+
+    Returns:
+        Of ReLU and ReLU6 ``units`` and ``examples`` (how many values each unit took), ``dead`` (how
+        many units were 0 throughout) and ``always_on`` (never 0); of sigmoid and tanh ``units``,
+        ``examples``, ``saturated`` (a share of all values) and ``stuck`` (how many units were
+        saturated throughout). Empty for others, and for tensors without values.
+    """
+    if name not in RECTIFIERS and name not in _DERIVATIVES:
+        return {}
+    y = results[0].detach()
+    if not _has_values(y) or y.dim() == 0:
+        return {}
+    if features is None:
+        features = y.dim() - 1 if y.dim() <= 3 else 1
+    rows = y.movedim(features, 0).reshape(y.shape[features], -1)
+    found = {"units": rows.shape[0], "examples": rows.shape[1]}
+    if name in RECTIFIERS:
+        positive = rows > 0
+        found["dead"] = int((~positive.any(1)).sum())
+        found["always_on"] = int(positive.all(1).sum())
+        return found
+    saturated = _DERIVATIVES[name](rows.float()) < SATURATED
+    found["saturated"] = saturated.float().mean().item()
+    found["stuck"] = int(saturated.all(1).sum())
+    return found
+
+
+def measure_target(target: object) -> dict[str, float]:
+    """Whether a target of probabilities has one 1 in each row of at least three classes."""
+    if not isinstance(target, Tensor) or not _has_values(target) or target.dim() != 2:
+        return {}
+    if target.shape[0] < 4 or target.shape[1] < 3:
+        return {}
+    binary = ((target == 0) | (target == 1)).all()
+    one = bool(binary and (target.sum(1) == 1).all())
+    return {"one_of_each_row": one, "classes": target.shape[1], "rows": target.shape[0]}
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and tensor.numel() > 0
+    )
