@@ -59,13 +59,26 @@ class Advice:
 
 
 class AdviceList(list[Advice]):
-    """What :func:`advise` returns: a list that prints as a table."""
+    """What :func:`advise` returns: a list that prints as a table, in which findings of one rule in
+    one line of code share a row.
+
+    Attributes:
+        operations: how many calls of PyTorch were watched, on values that depend on the inputs.
+    """
+
+    operations: int = 0
 
     def __str__(self) -> str:
         if not self:
-            return "nothing to advise"
+            return f"nothing to advise ({self.operations} operations watched)"
+        alike: dict[tuple[Any, ...], list[Advice]] = {}
+        for advice in self:
+            key = (advice.rule, advice.file, advice.line) if advice.file else (id(advice),)
+            alike.setdefault(key, []).append(advice)
         rows = [("severity", "rule", "where", "what")]
-        rows += [(a.severity, a.rule, a.place, a.message) for a in self]
+        for first, *others in alike.values():
+            more = f" (and {len(others)} more like it)" if others else ""
+            rows.append((first.severity, first.rule, first.place, first.message + more))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -75,6 +88,7 @@ class AdviceList(list[Advice]):
         remedies = [f"{name}: {RULES[name].remedy}" for name in rules]
         counts = [(s, sum(a.severity == s for a in self)) for s in SEVERITIES]
         summary = ", ".join(f"{n} {s}{'s' * (n != 1 and s != 'info')}" for s, n in counts if n)
+        summary += f" ({self.operations} operations watched)"
         return "\n".join([*lines, "", "What to do", *remedies, "", summary])
 
     __repr__ = __str__
@@ -122,9 +136,8 @@ def advise(
     rules = _chosen(ignore)
     _check(model, loss)
     run, raised = observe(model, example_inputs, loss)
-    found = AdviceList(
-        _advice(rule, finding) for rule in rules for finding in rule.find(run)
-    )
+    found = AdviceList(_advice(rule, finding) for rule in rules for finding in rule.find(run))
+    found.operations = len(run.operations)
     if raised is not None and not any("loss" in advice.evidence for advice in found):
         raise raised
     found.sort(key=lambda advice: SEVERITIES.index(advice.severity))
@@ -162,8 +175,7 @@ def _chosen(ignore: Iterable[str]) -> list[Rule]:
 def _check(model: Any, loss: Any) -> None:
     if not callable(model):
         raise TypeError(
-            "fastact.advise(): model: expected a module or a function, "
-            f"got {type(model).__name__}"
+            f"fastact.advise(): model: expected a module or a function, got {type(model).__name__}"
         )
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,32 +17,40 @@ _DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
 RECTIFIERS = frozenset({"relu", "relu6"})
 
 
-def measure(name: str, results: Sequence[Tensor], features: int | None) -> dict[str, float]:
-    """Shares of what the activation returned.
+def measure(
+    name: str, before: Tensor | None, after: Tensor, features: int | None
+) -> dict[str, float]:
+    """Shares of what the activation made of its input.
 
     Args:
+        before: its input, unless a fused operator had that alone.
+        after: its result; the activation may have run in place, so of ReLU it is not asked for.
         features: the dimension along which the units lie; None: the last one, or, of more than
             three dimensions, the second.
 
     Returns:
         Of ReLU and ReLU6 ``units`` and ``examples`` (how many values each unit took), ``dead`` (how
-        many units were 0 throughout) and ``always_on`` (never 0); of sigmoid and tanh ``units``,
-        ``examples``, ``saturated`` (a share of all values) and ``stuck`` (how many units were
-        saturated throughout). Empty for others, and for tensors without values.
+        many units were 0 throughout, unless nothing but 0 arrived) and ``always_on`` (never 0); of
+        sigmoid and tanh ``units``, ``examples``, ``saturated`` (a share of all values) and
+        ``stuck`` (how many units were saturated throughout). Empty for others, and for tensors
+        without values.
     """
-    if name not in RECTIFIERS and name not in _DERIVATIVES:
+    rectifier = name in RECTIFIERS
+    tensor = before if rectifier and before is not None else after
+    if not (rectifier or name in _DERIVATIVES) or not _has_values(tensor) or tensor.dim() == 0:
         return {}
-    y = results[0].detach()
-    if not _has_values(y) or y.dim() == 0:
-        return {}
+    values = tensor.detach()
     if features is None:
-        features = y.dim() - 1 if y.dim() <= 3 else 1
-    rows = y.movedim(features, 0).reshape(y.shape[features], -1)
+        features = values.dim() - 1 if values.dim() <= 3 else 1
+    rows = values.movedim(features, 0).reshape(values.shape[features], -1)
     found = {"units": rows.shape[0], "examples": rows.shape[1]}
-    if name in RECTIFIERS:
-        positive = rows > 0
-        found["dead"] = int((~positive.any(1)).sum())
-        found["always_on"] = int(positive.all(1).sum())
+    if rectifier:
+        # Exact zeros come from a layer that was initialised with zeros, or from dead units before.
+        silent = (rows <= 0).all(1)
+        if before is not None:
+            silent &= (rows < 0).any(1)
+        found["dead"] = int(silent.sum())
+        found["always_on"] = int((rows > 0).all(1).sum())
         return found
     saturated = _DERIVATIVES[name](rows.float()) < SATURATED
     found["saturated"] = saturated.float().mean().item()

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastact.advice.measuring import measure, measure_target
+from fastact.advice.measuring import RECTIFIERS, measure, measure_target
 from fastact.advice.operations import (
     LOSS_CLASSES,
     LOSSES,
@@ -39,7 +39,7 @@ from fastact.advice.operations import (
     steps,
     tensors_in,
 )
-from fastact.advice.preservation import Preservation, eager
+from fastact.advice.preservation import Preservation, eager, storage_of
 
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(module.__file__)) + os.sep
@@ -47,8 +47,11 @@ _LIBRARIES = tuple(
 )
 
 # Calls that ask for a property or a tensor of the same size: they read no value.
-_READ_NOTHING = frozenset("empty_like zeros_like ones_like full_like rand_like randn_like".split())
-_READ_NOTHING |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "size", "shape"}
+_READ_NOTHING = frozenset(
+    {f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}
+    | {f"new_{name}" for name in ("empty", "zeros", "ones", "full", "tensor")}
+    | {"size", "shape"}
+)
 
 
 @dataclass(eq=False)
@@ -228,14 +231,14 @@ class _Watch(TorchFunctionMode):
         self.run = Run()
         self._preservation = preservation
         self._values = WeakTensorKeyDictionary()  # of (value, version)
-        self._overwritten = WeakTensorKeyDictionary()  # tensor: the activation, what else was read
+        self._overwritten = WeakTensorKeyDictionary()  # of (the activation, which elements)
         self._paths: dict[torch.nn.Module, str] = {}
-        self._constants: set[int] = set()  # ids of parameters and buffers
+        self._holders: dict[int, torch.nn.Module] = {}  # of parameters and buffers, by id
         self._stack: list[torch.nn.Module] = []
         if root is not None:
             self._add(root, "")
         for tensor in inputs:
-            if id(tensor) not in self._constants and tensor not in self._values:
+            if id(tensor) not in self._holders and tensor not in self._values:
                 value = Value(tuple(tensor.shape), is_input=True)
                 self.run.inputs.append(value)
                 self._remember(tensor, value)
@@ -245,9 +248,13 @@ class _Watch(TorchFunctionMode):
 
     def _add(self, root: torch.nn.Module, prefix: str) -> None:
         for name, module in root.named_modules(prefix=prefix):
-            self._paths.setdefault(module, name)
+            # torch.compile wraps a module in one that has it as _orig_mod.
+            parts = (part for part in name.split(".") if part != "_orig_mod")
+            self._paths.setdefault(module, ".".join(parts))
             tensors = (*module._parameters.values(), *module._buffers.values())
-            self._constants |= {id(tensor) for tensor in tensors if tensor is not None}
+            for tensor in tensors:
+                if tensor is not None:
+                    self._holders.setdefault(id(tensor), module)
 
     @contextlib.contextmanager
     def following_modules(self) -> Iterator[None]:
@@ -276,6 +283,8 @@ class _Watch(TorchFunctionMode):
 
     def _operation(self, call: Call) -> Operation:
         module = self._stack[-1] if self._stack else None
+        if call.kind is Kind.LINEAR and (module is None or any(module.children())):
+            module = self._holders.get(id(call.named["weight"]), module)  # of a fused pair
         frame = _users_frame()
         return Operation(
             call,
@@ -295,7 +304,7 @@ class _Watch(TorchFunctionMode):
         if entry is not None and entry[1] == _version(tensor):
             return entry[0]
         # A parameter, or a tensor that no call made, or that was written unseen.
-        value = Value(tuple(tensor.shape), constant=id(tensor) in self._constants)
+        value = Value(tuple(tensor.shape), constant=id(tensor) in self._holders)
         self._remember(tensor, value)
         return value
 
@@ -314,6 +323,11 @@ class _Watch(TorchFunctionMode):
             return self._loss(calls, tensors, func, args, kwargs)
         self._preservation.before_writing(_may_write(func, args, kwargs, tensors))
         before = [_version(tensor) for tensor in tensors]
+        name, measured = calls[-1].name, {}
+        if name in RECTIFIERS and len(calls) == 1 and self._is_data(tensors[0]):
+            # Now: in place, the values would be gone.
+            features = self._value_of(tensors[0]).features
+            measured = measure(name, tensors[0], tensors[0], features)
         result = func(*args, **kwargs)
         results = tensors_in((result,))
         if not results and name_of(func) != "setitem":
@@ -323,11 +337,12 @@ class _Watch(TorchFunctionMode):
                 self._remember(tensor, Value(tuple(tensor.shape), constant=True))
             return result
         written = [t for t, v in zip(tensors, before, strict=True) if _version(t) != v]
-        written = [t for t in written if id(t) not in self._constants]
+        written = [t for t in written if id(t) not in self._holders]
         operation = self._note(calls, tensors, [*results, *written])
         if operation is None or operation.kind is not Kind.ACTIVATION:
             return result
-        operation.measured = measure(operation.name, results, operation.inputs[0].features)
+        features = operation.inputs[0].features
+        operation.measured = measured or measure(name, None, results[0], features)
         overwritten = next((t for t in written if t is result), None)
         if overwritten is not None and type(result) is Tensor and not _is_discarded():
             return self._renamed(operation, result)
@@ -375,7 +390,7 @@ class _Watch(TorchFunctionMode):
             self.run.operations.append(operation)
         assert operation is not None
         for tensor in tensors:
-            self._notice_reading(tensor, operation)
+            self._notice_reading(tensor, operation, results)
         for tensor in {id(tensor): tensor for tensor in results}.values():
             value = Value(tuple(tensor.shape), operation)
             value.features = _features(operation, value)
@@ -392,18 +407,26 @@ class _Watch(TorchFunctionMode):
             return result  # a view made here could not be written to later
         alias = result.view(result.shape) if result.requires_grad else result.detach()
         value = self._values[result][0]
-        self._overwritten[result] = operation
-        base = result._base if result._is_view() else None
-        if base is not None:
-            self._overwritten[base] = operation
+        for tensor in (result, result._base) if result._is_view() else (result,):
+            self._overwritten[tensor] = operation, _elements(result)
         self._remember(alias, value)
         return alias
 
-    def _notice_reading(self, tensor: Tensor, reader: Operation | None) -> None:
-        operation = self._overwritten.get(tensor)
-        if operation is not None and operation is not reader:
-            self.run.overwritten.append((operation, reader))
-            del self._overwritten[tensor]  # said once
+    def _notice_reading(
+        self, tensor: Tensor, reader: Operation | None, results: Iterable[Tensor] = ()
+    ) -> None:
+        operation, elements = self._overwritten.get(tensor, (None, None))
+        if operation is None or operation is reader:
+            return
+        views = [result for result in results if storage_of(result) == storage_of(tensor)]
+        if reader is not None and reader.kind is Kind.SHAPE and views:
+            # A view reads nothing yet, and it may leave out what was overwritten.
+            for view in views:
+                if view is not tensor and _overlap(_elements(view), elements):
+                    self._overwritten[view] = operation, elements
+            return
+        self.run.overwritten.append((operation, reader))
+        del self._overwritten[tensor]  # said once
 
     # ---- the end ----
 
@@ -451,6 +474,28 @@ def _features(operation: Operation, value: Value | None = None) -> int | None:
     return before.features if kept else None
 
 
+class _Elements(NamedTuple):
+    """Which elements of its memory a tensor has."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+def _elements(tensor: Tensor) -> _Elements:
+    return _Elements(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+
+def _overlap(one: _Elements, other: _Elements) -> bool:
+    """Whether an element is among both."""
+    ends = [e.offset + sum((n - 1) * s for n, s in zip(*e[:2], strict=True)) for e in (one, other)]
+    if max(ends) > 1 << 26:
+        return False  # not worth the memory
+    marked = torch.zeros(max(ends) + 1, dtype=torch.bool)
+    marked.as_strided(*one).fill_(True)
+    return bool(marked.as_strided(*other).any())
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
@@ -477,7 +522,12 @@ def _callers() -> Iterator[FrameType]:
 
 
 def _users_frame() -> FrameType | None:
-    return next((f for f in _callers() if not f.f_code.co_filename.startswith(_LIBRARIES)), None)
+    return next((frame for frame in _callers() if not _is_library(frame)), None)
+
+
+def _is_library(frame: FrameType) -> bool:
+    # What fastact.convert writes has such a name.
+    return frame.f_code.co_filename.startswith((*_LIBRARIES, "<fastact"))
 
 
 _NEXT: dict[tuple[CodeType, int], str] = {}
@@ -487,7 +537,7 @@ def _is_discarded() -> bool:
     """Whether nobody uses the result of the call: ``x.relu_()`` as a statement, after which x is
     meant to be read."""
     for frame in _callers():
-        if frame.f_code.co_filename.startswith(_LIBRARIES):
+        if _is_library(frame):
             continue
         following = _instruction_after(frame.f_code, frame.f_lasti)
         if following != "RETURN_VALUE":

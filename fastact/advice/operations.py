@@ -71,6 +71,11 @@ PROBABILITIES = frozenset({"sigmoid", "hardsigmoid", "softmax", "softmin", "mask
 LOG_PROBABILITIES = frozenset({"log_softmax", "logsigmoid"})
 ALONG_DIMENSION = frozenset({"softmax", "log_softmax", "softmin"})
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _ACTIVATIONS = {
     **{name: name for name in (*REGISTRY, *GATED_UNITS)},
     **{name: name for name in ("rrelu", "softmin", "masked_softmax")},
@@ -78,28 +83,30 @@ _ACTIVATIONS = {
     "log_sigmoid": "logsigmoid",
     "swish": "silu",
 }
-_SHAPE = frozenset(
+_SHAPE = _names(
     """
     view reshape view_as reshape_as flatten ravel unflatten permute transpose swapaxes swapdims
-    movedim moveaxis t T mT H mH squeeze unsqueeze contiguous clone detach data alias identity to
-    float double half bfloat16 type type_as cpu cuda expand expand_as broadcast_to repeat tile
-    getitem narrow select chunk split tensor_split unbind index_select gather take roll flip rot90
-    pixel_shuffle pixel_unshuffle channel_shuffle unfold as_subclass requires_grad lift_fresh
-    atleast_1d atleast_2d atleast_3d
-    """.split()
+    movedim moveaxis t T mT H mH squeeze unsqueeze contiguous clone detach data alias identity
+    to float double half bfloat16 type type_as cpu cuda expand expand_as broadcast_to repeat
+    tile getitem narrow select chunk split tensor_split unbind index_select gather take roll
+    flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle unfold as_subclass requires_grad
+    lift_fresh atleast_1d atleast_2d atleast_3d
+    """
 )
 # Where these stand between two linear maps, the second may run along another dimension.
-_REORDERING = frozenset("permute transpose swapaxes swapdims movedim moveaxis t T mT H mH".split())
-_RESAMPLING = frozenset(
+_REORDERING = _names("permute transpose swapaxes swapdims movedim moveaxis t T mT H mH")
+_RESAMPLING = _names(
     """
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     mean sum cumsum interpolate upsample upsample_nearest upsample_bilinear pad constant_pad_nd
-    """.split()
+    """
 )
-_NORMALIZATIONS = frozenset(
-    "layer_norm native_layer_norm group_norm instance_norm rms_norm local_response_norm".split()
+_NORMALIZATIONS = _names(
+    """
+    layer_norm native_layer_norm group_norm instance_norm rms_norm local_response_norm
+    """
 )
-_PRODUCTS = frozenset("matmul mm bmm baddbmm addbmm einsum tensordot dot mv inner outer".split())
+_PRODUCTS = _names("matmul mm bmm baddbmm addbmm einsum tensordot dot mv inner outer")
 # Operators of Python. Reversed, a quotient or difference has its operands exchanged.
 _PYTHON = {"truediv": "div", "divide": "div", "multiply": "mul", "subtract": "sub"}
 _PYTHON |= {f"i{name}": name for name in ("add", "sub", "mul", "div", "matmul")}
@@ -115,8 +122,8 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
     "addmm": ("bias", "input", "weight"),
     "mm": ("input", "weight"),
     "matmul": ("input", "weight"),
-    **{name: ("input", "dim") for name in ALONG_DIMENSION},
-    **{name: ("input", "target") for name in LOSSES},
+    **dict.fromkeys(ALONG_DIMENSION, ("input", "dim")),
+    **dict.fromkeys(LOSSES, ("input", "target")),
 }
 
 
@@ -190,7 +197,7 @@ def steps(
         named = {a.name: value for a, value in zip(schema.arguments, args, strict=False)} | kwargs
         if "weight" in named and "activation" in named:
             return _fused(name, named)
-    named = {n: value for n, value in zip(_SIGNATURES.get(name, ()), args, strict=False)} | kwargs
+    named = dict(zip(_SIGNATURES.get(name, ()), args, strict=False)) | kwargs
     if "self" in named:
         named["input"] = named.pop("self")
     return [_single(name, named, (*args, *kwargs.values()), is_data)]

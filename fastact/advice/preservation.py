@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ class Preservation:
     def __init__(self, modules: Iterable[torch.nn.Module], inputs: Iterable[Tensor]) -> None:
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._contents: dict[int, tuple[Any, Any]] = {}
-        self._saved: list[tuple[Tensor, int | None, Tensor]] = []
+        self._saved: list[tuple[Tensor, Tensor]] = []
         self._unsaved: dict[int, list[Tensor]] = {}  # by storage
         self._gradients: list[tuple[Tensor, Tensor | None]] = []
         self._random = _random_state()
@@ -46,7 +47,7 @@ class Preservation:
             self._save(tensor)
         for tensor in (*parameters.values(), *inputs):
             if id(tensor) not in buffers:
-                self._unsaved.setdefault(_storage(tensor), []).append(tensor)
+                self._unsaved.setdefault(storage_of(tensor), []).append(tensor)
         for parameter in parameters.values():
             self._gradients.append((parameter, parameter.grad))
             parameter.grad = None  # what a backward pass adds to is not the caller's
@@ -54,26 +55,24 @@ class Preservation:
     def before_writing(self, tensors: Iterable[Tensor]) -> None:
         """Copies what shares memory with these tensors, unless that was done."""
         for tensor in tensors if self._unsaved else ():
-            for original in self._unsaved.pop(_storage(tensor), ()):
+            for original in self._unsaved.pop(storage_of(tensor), ()):
                 self._save(original)
 
     def _save(self, tensor: Tensor) -> None:
         if tensor.is_meta or tensor.layout is not torch.strided:
             return
-        self._saved.append((tensor, _version(tensor), tensor.detach().clone()))
+        self._saved.append((tensor, tensor.detach().clone()))
 
     def restore(self) -> None:
-        """Undoes what changed; what did not change is not touched."""
+        """Undoes what changed."""
         for attributes, before in self._attributes:
             _refill(attributes, before)
         for container, before in self._contents.values():
             _refill(container, before)
-        for tensor, version, copy in self._saved:
-            if version is None:
-                with torch.inference_mode():
-                    tensor.copy_(copy)
-            elif _version(tensor) != version:
-                tensor.data.copy_(copy)
+        for tensor, copy in self._saved:
+            # Through .data, so that a graph of the caller's that saved the tensor stays usable.
+            with torch.inference_mode(tensor.is_inference()):
+                (tensor if tensor.is_inference() else tensor.data).copy_(copy)
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
         _set_random_state(self._random)
@@ -88,15 +87,12 @@ def _refill(container: Any, before: Any) -> None:
         container.update(before)
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """The same for tensors that share memory."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse, or another class's
         return id(tensor)
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
 
 
 def _random_state() -> dict[str, Any]:
@@ -123,5 +119,8 @@ def eager() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:  # then nothing was compiled
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        warnings.filterwarnings(
+            "ignore", message="Using `torch.compile\\(module\\)` when there are"
+        )
         yield

@@ -111,6 +111,14 @@ def _is_factorisation(first: LinearMap, second: LinearMap) -> bool:
     return 1 in crossing and -1 in crossing
 
 
+def _is_linear_bottleneck(first: LinearMap, second: LinearMap) -> bool:
+    """Whether batch norm between them is that of an inverted residual: its narrow end has no
+    activation, and may be as wide as what it narrows."""
+    pointwise = first.kernel and second.kernel and {*first.kernel, *second.kernel} == {1}
+    expanding = first.outputs <= first.inputs and first.outputs < second.outputs
+    return bool(pointwise and expanding) or _is_factorisation(first, second)
+
+
 def _list(operations: list[Operation]) -> str:
     names = list(dict.fromkeys(map(str, operations)))
     if len(names) > 3:
@@ -416,13 +424,15 @@ def _batch_norm_without_activation(run: Run) -> Iterator[Finding]:
         first = _source(norm.inputs[0], _KEEPING_OR_DROPOUT)
         if first is None or first.kind is not Kind.LINEAR:
             continue
+        if _reached(first.output, _KEEPING_OR_DROPOUT).readers != [norm]:
+            continue  # a residual needs the first on its own
         reached = _reached(norm.output, _LINEAR_BETWEEN)
         seconds = reached.readers
         if reached.is_output or not seconds:
             continue
         if any(second.kind is not Kind.LINEAR for second in seconds):
             continue
-        if any(_is_factorisation(first.linear, second.linear) for second in seconds):
+        if any(_is_linear_bottleneck(first.linear, second.linear) for second in seconds):
             continue
         yield Finding(
             norm,
