@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED = ["", ".conversion", ".environment", ".explanation", ".functional", ".memory"]
-DOCUMENTED += [".nn.linear", ".testing.ulp"]
+DOCUMENTED += [".nn.linear", ".testing.ulp", ".advice", ".advice.merging", ".drawing"]
+DOCUMENTED += [".selftest"]
 
 
 def blocks(document, language):
@@ -61,6 +62,8 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_examples_in_docstrings(name):
+    if name == ".drawing":
+        pytest.importorskip("matplotlib")
     module = importlib.import_module(f"fastact{name}")
     known = {"torch": torch, "fastact": fastact, "FF": fastact.functional, "fnn": fastact.nn}
     outcome = doctest.testmod(module, extraglobs=known)
