@@ -17,6 +17,8 @@ from fastact.testing import accuracy, operators
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
+# Whose programs have tests of their own: here, and in test_guide.py.
+TESTED_ELSEWHERE = (GUIDE, ROOT / "docs" / "activations.md")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED = ["", ".conversion", ".environment", ".explanation", ".functional", ".memory"]
 DOCUMENTED += [".nn.linear", ".testing.ulp", ".advice", ".advice.merging", ".drawing"]
@@ -49,7 +51,7 @@ def test_programs_run(document):
     programs = blocks(document, "python")
     if document == README:
         assert programs, "the README shows no program"
-    for program in programs if document != GUIDE else ():
+    for program in programs if document not in TESTED_ELSEWHERE else ():
         python(program, ROOT)
 
 

@@ -617,8 +617,9 @@ _ROWS = [
         "deep-saturating-stack",
         "warning",
         "Each sigmoid passes at most a quarter of a gradient, each tanh all of it at 0 and next to "
-        "nothing beyond 4: the first layers of a deep plain stack hardly learn. Normalisation "
-        "keeps values where the derivative is large; a residual lets the gradient go round.",
+        "nothing beyond 4: the first layers of a deep plain stack hardly learn, unless the weights "
+        "start at the right size. Normalisation keeps values where the derivative is large; a "
+        "residual lets the gradient go round.",
         "use ReLU, GELU or SiLU in hidden layers, or put normalisation or residuals between",
         _deep_saturating_stack,
     ),
