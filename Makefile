@@ -13,10 +13,10 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy peers lint format wheel clean
+.PHONY: help test bench accuracy guide architectures peers lint format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "Settings (make NAME=VALUE ...) and their defaults:"
 	@awk '/^[A-Z_]+ \?= / {print "     " $$0}' Makefile
 
@@ -29,6 +29,12 @@ bench: .venv/installed .venv/bench-tools ## set up, build, run the quick benchma
 
 accuracy: .venv/installed ## set up, build, measure the error of every activation
 	$(BIN)/python -m fastact.testing.accuracy
+
+guide: .venv/installed .venv/test-tools ## write tables, pictures and output of docs/activations.md
+	$(BIN)/python tools/write_activations.py
+
+architectures: .venv/installed .venv/architectures-tools ## run advise on public architectures
+	$(BIN)/python tools/check_advice.py --write
 
 peers: .venv/installed .venv/peers-tools ## install the other systems that the benchmarks compare with
 
@@ -66,6 +72,11 @@ clean: ## remove what the build made; .venv stays
 
 .venv/%-tools: requirements/%.txt | .venv/bin/python
 	$(INSTALL) -r $<
+	@touch $@
+
+# With the version of PyTorch, which torchvision would else replace by its own.
+.venv/architectures-tools: requirements/architectures.txt
+	$(INSTALL) torch==$(TORCH) -r $<
 	@touch $@
 
 # setup.py writes this file last.

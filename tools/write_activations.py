@@ -62,6 +62,8 @@ DERIVATIVES = {
     "log_softmax": "(i == j) - exp(y[j])",
 }
 
+# What a reader sees first.
+COMMON = ("relu", "gelu", "sigmoid")
 # A sheet each, with what it shows in words.
 SHEETS = {
     "rectifiers": (
@@ -108,7 +110,7 @@ def _number(value: float) -> str:
 
 
 def _rounded(x: float) -> str:
-    return _number(round(x, 1) + 0.0)  # no minus before 0
+    return _number(round(x, 1 if abs(x) >= 0.1 else 2) + 0.0)  # no minus before 0
 
 
 def _saturated(found: Curve) -> str:
@@ -195,24 +197,31 @@ def _twins_error(section: str, name: str) -> str:
     return f"{float(figure):.3g}" if figure else ""
 
 
+def _picture(sheet: str, names: Sequence[str]) -> list[str]:
+    return [
+        "<picture>",
+        f'<source media="(prefers-color-scheme: dark)" srcset="images/{sheet}-dark.png">',
+        f'<img src="images/{sheet}-light.png" alt="{", ".join(names)}: curve, derivative and '
+        'error">',
+        "</picture>",
+    ]
+
+
+def common() -> list[str]:
+    """The first picture."""
+    return _picture("common", COMMON)
+
+
 def pictures() -> list[str]:
     """The sheets, for light and dark pages."""
     lines = []
     for sheet, (names, words) in SHEETS.items():
-        lines += [
-            f"**{words[0].upper()}{words[1:]}**",
-            "",
-            "<picture>",
-            f'<source media="(prefers-color-scheme: dark)" srcset="images/{sheet}-dark.png">',
-            f'<img src="images/{sheet}-light.png" alt="{", ".join(names)}: curve, derivative '
-            'and error">',
-            "</picture>",
-            "",
-        ]
+        lines += [f"**{words[0].upper()}{words[1:]}**", "", *_picture(sheet, names), ""]
     return lines[:-1]
 
 
 GENERATED: dict[str, Callable[[], list[str]]] = {
+    "common": common,
     "rules": rules,
     "formulas": formulas,
     "costs": costs,
@@ -254,7 +263,8 @@ def with_output(text: str) -> str:
 def draw() -> None:
     """The sheets into docs/images."""
     IMAGES.mkdir(exist_ok=True)
-    for sheet, (names, _) in SHEETS.items():
+    sheets = {"common": COMMON, **{sheet: names for sheet, (names, _) in SHEETS.items()}}
+    for sheet, names in sheets.items():
         for theme in THEMES:
             figure = fastact.plot(names, theme=theme)
             # Without the version of matplotlib: the same bytes each time.
