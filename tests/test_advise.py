@@ -1,5 +1,6 @@
 """Does advise find what it is to find, stay silent elsewhere, and leave everything as it was?"""
 
+import collections
 import copy
 import dataclasses
 import json
@@ -108,6 +109,7 @@ BAD = {
         (fastact.convert(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))), X, None, ["0"]),
     ],
     "activation-on-regression-output": [
+        (nn.Sequential(nn.Linear(8, 1), nn.ReLU(inplace=True)), X, nn.MSELoss(), ["1"]),
         (nn.Sequential(nn.Linear(8, 1), nn.ReLU()), X, nn.MSELoss(), ["1"]),
         (nn.Sequential(nn.Linear(8, 1), nn.Sigmoid(), nn.Flatten(0)), X, nn.L1Loss(), ["1"]),
         (nn.Sequential(nn.Linear(8, 1), nn.Tanh()), X, F.huber_loss, ["1"]),
@@ -178,6 +180,15 @@ BAD = {
     "deep-saturating-stack": [
         (stack(nn.Sigmoid, 3), X, None, ["5"]),
         (stack(nn.Tanh, 8), X, None, ["15"]),
+        (
+            Forward(
+                lambda m, x: m.a(m.a(m.a(x).sigmoid_()).sigmoid_()).sigmoid_(),
+                a=nn.Linear(8, 8),
+            ),
+            X,
+            None,
+            [""],
+        ),
     ],
     "dead-relu": [
         (nn.Sequential(with_bias(nn.Linear(8, 32), -100.0, 0.5), nn.ReLU()), X, None, ["1"]),
@@ -212,6 +223,12 @@ BAD = {
         ),
     ],
     "activation-before-batch-norm": [
+        (
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(8)),
+            IMAGE,
+            None,
+            ["2"],
+        ),
         (
             nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 4)),
             X,
@@ -413,6 +430,22 @@ GOOD = {
         X,
         None,
     ),
+    "a fixed transform": (
+        Forward(lambda m, x: m.fc(x @ torch.ones(8, 8)), fc=nn.Linear(8, 4)),
+        X,
+        None,
+    ),
+    "an image without a batch": (
+        nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softmax(0)),
+        IMAGE[0],
+        None,
+    ),
+    "weights of a bag": (
+        Forward(lambda m, x: (m.score(x).softmax(0) * x).sum(0), score=nn.Linear(8, 1)),
+        X,
+        None,
+    ),
+    "one vector": (nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), X[0], None),
     "in place, discarded": (
         Forward(lambda m, x: m.run(x), fc=nn.Linear(8, 8)),
         X,
@@ -546,11 +579,12 @@ class Busy(nn.Module):
         self.embedding = nn.Embedding(4, 8, max_norm=0.1)
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("late", None)
-        self.count, self.seen, self.cache = 0, [], {}
+        self.count, self.seen, self.cache, self.last = 0, [], {}, collections.deque()
 
     def forward(self, x, fail=False):
         self.count += 1
         self.seen.append(x.mean())
+        self.last.append(1)
         self.cache["x"] = x
         self.calls += 1
         self.late = torch.ones(3)
@@ -593,6 +627,7 @@ def test_leaves_everything_as_it_was(fail):
     for name, module in model.named_modules():
         assert vars(module).keys() == state[name][1].keys()
     assert (model.count, model.seen, model.cache, model.late) == (0, [], {}, None)
+    assert not model.last
     assert model.fc.weight.grad is gradient and (gradient == 1).all()
     assert model.norm.weight.grad is None
     for (name, one), other in zip(
@@ -779,6 +814,24 @@ def test_compiled_models_run_as_written(dynamo):
     inner = Forward(lambda m, x: m.net(x), net=compiled)
     assert found(inner, X) == [("collapsing-linear-maps", "net.0")]
     assert torch.equal(compiled(X), plain(X))
+
+
+def test_compiled_functions_run_as_written(dynamo):
+    layers = nn.Linear(8, 8), nn.Linear(8, 8)
+    function = torch.compile(lambda x: layers[1](layers[0](x)), backend="eager")
+    function(X)
+    assert names(function, X) == {"collapsing-linear-maps"}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_under_the_callers_grad_mode(mode):
+    model, x = Busy(), torch.randn(64, 8)
+    before = copy.deepcopy(model.state_dict())
+    model.forward = lambda x: model.norm(model.fc(x).relu_()).mul_(model.calls.add_(1))
+    with mode():
+        assert names(model, x) == {"activation-before-batch-norm"}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_autocast():

@@ -42,19 +42,21 @@ def measure(
     values = tensor.detach()
     if features is None:
         features = values.dim() - 1 if values.dim() <= 3 else 1
-    rows = values.movedim(features, 0).reshape(values.shape[features], -1)
-    found = {"units": rows.shape[0], "examples": rows.shape[1]}
+    units = values.shape[features]
+    values = values[None]  # a dimension of examples, also where there is one example
+    others = tuple(dim for dim in range(values.dim()) if dim != features + 1)
+    found = {"units": units, "examples": values.numel() // units}
     if rectifier:
         # Exact zeros come from a layer that was initialised with zeros, or from dead units before.
-        silent = (rows <= 0).all(1)
+        silent = (values <= 0).all(others)
         if before is not None:
-            silent &= (rows < 0).any(1)
+            silent &= (values < 0).any(others)
         found["dead"] = int(silent.sum())
-        found["always_on"] = int((rows > 0).all(1).sum())
+        found["always_on"] = int((values > 0).all(others).sum())
         return found
-    saturated = _DERIVATIVES[name](rows.float()) < SATURATED
+    saturated = _DERIVATIVES[name](values.float()) < SATURATED
     found["saturated"] = saturated.float().mean().item()
-    found["stuck"] = int(saturated.all(1).sum())
+    found["stuck"] = int(saturated.all(others).sum())
     return found
 
 

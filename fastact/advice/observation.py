@@ -61,6 +61,7 @@ class Value:
     Attributes:
         producer: the operation that made it, or None for an input, a constant or what was not seen.
         constant: it depends on no example input.
+        learned: a constant that depends on a parameter.
         features: the dimension along which the units of the layer lie, where that is known.
         readers: the operations that read it, in order.
         is_input, is_output: of the whole model.
@@ -69,6 +70,7 @@ class Value:
     shape: tuple[int, ...]
     producer: Operation | None = None
     constant: bool = False
+    learned: bool = False
     features: int | None = None
     readers: list[Operation] = field(default_factory=list)
     is_input: bool = False
@@ -304,12 +306,17 @@ class _Watch(TorchFunctionMode):
         if entry is not None and entry[1] == _version(tensor):
             return entry[0]
         # A parameter, or a tensor that no call made, or that was written unseen.
-        value = Value(tuple(tensor.shape), constant=id(tensor) in self._holders)
+        held = id(tensor) in self._holders
+        learned = held and isinstance(tensor, torch.nn.Parameter)
+        value = Value(tuple(tensor.shape), constant=held, learned=learned)
         self._remember(tensor, value)
         return value
 
     def _is_data(self, argument: Any) -> bool:
         return isinstance(argument, Tensor) and not self._value_of(argument).constant
+
+    def _is_learned(self, argument: Any) -> bool:
+        return isinstance(argument, Tensor) and self._value_of(argument).learned
 
     # ---- calls ----
 
@@ -318,11 +325,12 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in((args, kwargs))
-        calls = steps(func, args, kwargs, self._is_data)
+        calls = steps(func, args, kwargs, self._is_data, self._is_learned)
         if calls[-1].kind is Kind.LOSS:
             return self._loss(calls, tensors, func, args, kwargs)
         self._preservation.before_writing(_may_write(func, args, kwargs, tensors))
         before = [_version(tensor) for tensor in tensors]
+        read = [self._value_of(tensor) for tensor in tensors]  # what the call may overwrite
         name, measured = calls[-1].name, {}
         if name in RECTIFIERS and len(calls) == 1 and self._is_data(tensors[0]):
             # Now: in place, the values would be gone.
@@ -338,7 +346,7 @@ class _Watch(TorchFunctionMode):
             return result
         written = [t for t, v in zip(tensors, before, strict=True) if _version(t) != v]
         written = [t for t in written if id(t) not in self._holders]
-        operation = self._note(calls, tensors, [*results, *written])
+        operation = self._note(calls, tensors, read, [*results, *written])
         if operation is None or operation.kind is not Kind.ACTIVATION:
             return result
         features = operation.inputs[0].features
@@ -351,7 +359,8 @@ class _Watch(TorchFunctionMode):
     def _loss(
         self, calls: list[Call], tensors: list[Tensor], func: Any, args: Any, kwargs: Any
     ) -> Any:
-        operation = self._note(calls, tensors, [])  # before it may raise
+        read = [self._value_of(tensor) for tensor in tensors]
+        operation = self._note(calls, tensors, read, [])  # before it may raise
         result = func(*args, **kwargs)
         if operation is not None:
             operation.measured = measure_target(calls[-1].named.get("target"))
@@ -361,17 +370,22 @@ class _Watch(TorchFunctionMode):
         return result
 
     def _note(
-        self, calls: list[Call], tensors: list[Tensor], results: list[Tensor]
+        self,
+        calls: list[Call],
+        tensors: list[Tensor],
+        values: list[Value],
+        results: list[Tensor],
     ) -> Operation | None:
-        """The operations of one call; None where no example input reaches it."""
-        values = [self._value_of(tensor) for tensor in tensors]
+        """The operations of one call, which read these values of its tensors; None where no example
+        input reaches it."""
         data = [value for value in values if not value.constant]
         if not data:
+            learned = any(value.learned for value in values)
             for tensor in results:
-                self._remember(tensor, Value(tuple(tensor.shape), constant=True))
+                self._remember(tensor, Value(tuple(tensor.shape), constant=True, learned=learned))
             return None
-        main = calls[0].named.get("input")
-        first = self._value_of(main) if isinstance(main, Tensor) else data[0]
+        by_tensor = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
+        first = by_tensor.get(id(calls[0].named.get("input")), data[0])
         inputs = [first, *(value for value in data if value is not first)]
         operation: Operation | None = None
         for call in calls:
@@ -381,8 +395,8 @@ class _Watch(TorchFunctionMode):
                     between.shape = tuple(results[0].shape)
                 operation.outputs.append(between)
                 inputs = [between]
-                if isinstance(call.named.get("other"), Tensor):
-                    inputs.append(self._value_of(call.named["other"]))
+                if id(call.named.get("other")) in by_tensor:
+                    inputs.append(by_tensor[id(call.named["other"])])
             operation = self._operation(call)
             operation.inputs = inputs
             for value in dict.fromkeys(inputs):

@@ -29,7 +29,7 @@ class Kind(enum.StrEnum):
     SHAPE = "shape"  # the same values, or some of them, in another order, shape or dtype
     DROPOUT = "dropout"
     SCALING = "scaling"  # elementwise by constants: linear
-    RESAMPLING = "resampling"  # means and sums of neighbours by constants: linear
+    RESAMPLING = "resampling"  # sums of values times constants that are not learned: linear
     MAX_POOLING = "maximum of neighbours"
     PRODUCT = "product of two values"  # matrix product of what both depend on the input
     LOSS = "loss"
@@ -185,11 +185,13 @@ def steps(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     is_data: Callable[[Any], bool],
+    is_learned: Callable[[Any], bool],
 ) -> list[Call]:
     """What the call does, in order; the result of one step is the input of the next.
 
     Args:
         is_data: whether an argument is a tensor that depends on the example inputs.
+        is_learned: whether it depends on parameters alone.
     """
     name = name_of(func)
     if is_of_fastact(func):
@@ -200,7 +202,7 @@ def steps(
     named = dict(zip(_SIGNATURES.get(name, ()), args, strict=False)) | kwargs
     if "self" in named:
         named["input"] = named.pop("self")
-    return [_single(name, named, (*args, *kwargs.values()), is_data)]
+    return [_single(name, named, (*args, *kwargs.values()), is_data, is_learned)]
 
 
 def _fused(name: str, named: Mapping[str, Any]) -> list[Call]:
@@ -220,7 +222,11 @@ def _fused(name: str, named: Mapping[str, Any]) -> list[Call]:
 
 
 def _single(
-    name: str, named: dict[str, Any], operands: tuple[Any, ...], is_data: Callable[[Any], bool]
+    name: str,
+    named: dict[str, Any],
+    operands: tuple[Any, ...],
+    is_data: Callable[[Any], bool],
+    is_learned: Callable[[Any], bool],
 ) -> Call:
     if name in _ACTIVATIONS:
         activation = _ACTIVATIONS[name]
@@ -243,6 +249,8 @@ def _single(
         return Call(name, Kind.MAX_POOLING, named)
     linear = _linear_map(name, named)
     if linear is not None and not is_data(named["weight"]) and is_data(named["input"]):
+        if not is_learned(named["weight"]):  # a filter bank, a Fourier transform
+            return Call(name, Kind.RESAMPLING, named)
         return Call(name, Kind.LINEAR, named, linear)
     if name in _PRODUCTS:
         return Call(name, Kind.PRODUCT, named)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CONTAINERS = (dict, list, set)
+_CONTAINERS = (dict, list, set, deque)
 
 
 class Preservation:
@@ -81,7 +82,7 @@ class Preservation:
 def _refill(container: Any, before: Any) -> None:
     # Not compared: == would ask tensors.
     container.clear()
-    if isinstance(container, list):
+    if isinstance(container, (list, deque)):
         container.extend(before)
     else:
         container.update(before)

@@ -319,7 +319,12 @@ def _are_scores(value: Value) -> bool:
 
 def _softmax_over_batch(run: Run) -> Iterator[Finding]:
     for operation, dim in _softmaxes(run):
-        shape = operation.inputs[0].shape
+        shape, output = operation.inputs[0].shape, operation.output
+        if operation.inputs[0].features == 0:  # one example, without a batch
+            continue
+        # One number an example is mostly a weight, by which the examples of a bag are added up.
+        if math.prod(shape[1:]) == 1 and not _reached(output, _KEEPING).is_output:
+            continue
         if dim == 0 and len(shape) > 1 and shape[0] == run.batch and shape[0] > 1:
             guessed = operation.call.named.get("dim") is None
             how = " (PyTorch's guess: no dim was given)" if guessed else ""
