@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import GATED_UNITS, REGISTRY, gelu_name
-from fastact.advice.measuring import SATURATED
+from fastact.activations import GATED_UNITS, REGISTRY, SATURATED, gelu_name
 from fastact.testing import accuracy
 from fastact.testing.cases import DEFAULT_CASES, Case
 from fastact.testing.ulp import ulp_error

@@ -526,6 +526,7 @@ def test_a_finding_has_a_place():
     }
     assert advice.place == f"first (Linear), {__file__}:{advice.line}"
     assert dataclasses.asdict(advice) == advice.as_dict()
+    assert str(advice).startswith(f"warning: collapsing-linear-maps: first (Linear), {__file__}:")
 
 
 def test_measured_shares():

@@ -53,6 +53,9 @@ class Advice:
         position = f"{self.file}:{self.line}" if self.file else ""
         return ", ".join(filter(None, [module, position])) or "the model"
 
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.rule}: {self.place}: {self.message}; {self.remedy}"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

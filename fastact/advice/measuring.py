@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Below this derivative a unit passes almost no gradient: what plots call saturated.
-SATURATED = 1e-3
+from fastact.activations import SATURATED
 
 _DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda y: y * (1 - y),
@@ -54,7 +53,7 @@ def measure(
         found["dead"] = int(silent.sum())
         found["always_on"] = int((values > 0).all(others).sum())
         return found
-    saturated = _DERIVATIVES[name](values.float()) < SATURATED
+    saturated = _DERIVATIVES[name](values.float()) <= SATURATED
     found["saturated"] = saturated.float().mean().item()
     found["stuck"] = int(saturated.all(others).sum())
     return found

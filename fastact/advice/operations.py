@@ -253,7 +253,8 @@ def _single(
             return Call(name, Kind.RESAMPLING, named)
         return Call(name, Kind.LINEAR, named, linear)
     if name in _PRODUCTS:
-        return Call(name, Kind.PRODUCT, named)
+        several = sum(map(is_data, tensors_in(operands))) > 1
+        return Call(name, Kind.PRODUCT if several else Kind.OTHER, named)
     if name in ("add", "sub", "rsub", "mul", "div", "neg"):
         data = [is_data(value) for value in operands]
         if sum(data) == 1 and (name != "div" or data[0]):
