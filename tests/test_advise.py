@@ -171,6 +171,8 @@ BAD = {
     "softmax-over-one-element": [
         (nn.Sequential(nn.Linear(8, 1), nn.Softmax(1)), X, None, ["1"]),
         (nn.Sequential(nn.Linear(8, 1), nn.LogSoftmax(-1)), X, None, ["1"]),
+        (nn.Sequential(nn.Linear(8, 4), nn.Softmax(1)), X[:, None], None, ["1"]),
+        (lambda x: x.softmax(1) * 2, X[:, :1], None, [""]),
     ],
     "softmax-over-batch": [
         (nn.Sequential(nn.Linear(8, 4), nn.Softmax(0)), X, None, ["1"]),
@@ -430,6 +432,14 @@ GOOD = {
         X,
         None,
     ),
+    "attention over one of many positions": (
+        Forward(
+            lambda m, x: (p := m.fc(x).split([1, 8], -1))[0].softmax(1) * p[1],
+            fc=nn.Linear(8, 9),
+        ),
+        X[:, None],
+        None,
+    ),
     "a fixed transform": (
         Forward(lambda m, x: m.fc(x @ torch.ones(8, 8)), fc=nn.Linear(8, 4)),
         X,
@@ -513,7 +523,8 @@ class Named(nn.Module):
         return self.second(hidden)
 
 
-def test_a_finding_has_a_place():
+def test_a_finding_has_a_place(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
     [advice] = fastact.advise(Named(), X)
     assert (advice.module, advice.module_class, advice.file) == ("first", "Linear", __file__)
     lines = Path(__file__).read_text().splitlines()
@@ -524,9 +535,11 @@ def test_a_finding_has_a_place():
         "between": [],
         "merging": "exact",
     }
-    assert advice.place == f"first (Linear), {__file__}:{advice.line}"
+    assert advice.place == f"first (Linear), {Path(__file__).name}:{advice.line}"
     assert dataclasses.asdict(advice) == advice.as_dict()
-    assert str(advice).startswith(f"warning: collapsing-linear-maps: first (Linear), {__file__}:")
+    assert str(advice).startswith(
+        "warning: collapsing-linear-maps: first (Linear), test_advise.py:"
+    )
 
 
 def test_measured_shares():
@@ -757,6 +770,8 @@ STRANGE = {
         (X[:0],),
         set(),
     ),
+    "empty, in place": (lambda x: (y := x * 2).relu_() + y[1:].sum() + y.T.sum(), (X[:0],), set()),
+    "sparse, in place": (lambda x: (x * 1).to_sparse().relu_().to_dense(), (X,), set()),
     "scalar": (lambda x: x.sum().tanh().relu(), (X,), set()),
     "autograd.grad inside": (
         lambda x: torch.autograd.grad(torch.tanh(x.requires_grad_()).sum(), x)[0],
@@ -868,7 +883,7 @@ def test_bad_input(arguments, options, kind, text):
 
 
 def test_torchscript_is_refused():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns((DeprecationWarning, FutureWarning)):
         scripted = torch.jit.trace(nn.Linear(8, 8), X)
     with pytest.raises(TypeError, match="got TorchScript"):
         fastact.advise(scripted, X)

@@ -68,8 +68,24 @@ class Explained:
 
 EXPLAINED = [
     Explained(
+        "softmax-over-one-element",
+        frozenset({"SwiftFormerForImageClassification"}),
+        "its attention has one weight for each position, in a last dimension of size 1, over which "
+        "softmax runs: all weights are 1. The published model was trained so.",
+    ),
+    Explained(
+        "batch-norm-without-activation",
+        frozenset({"mobilevitv2_050"}),
+        "each of its transformer stages ends in a 1x1 convolution and a BatchNorm, which the next "
+        "stage's 1x1 convolution, or the classifier behind the mean, reads as they are.",
+    ),
+    Explained(
         "bias-before-batch-norm",
-        frozenset({"vgg16_bn", "efficientformer_l1", "hrnet_w18_small", "resnest14d"}),
+        frozenset(
+            {"vgg16_bn", "efficientformer_l1", "hrnet_w18_small", "resnest14d"}
+            | {"efficientformerv2_s0", "inception_next_atto", "rexnet_100", "starnet_s1"}
+            | {"swiftformer_xs", "visformer_tiny", "SwiftFormerForImageClassification"}
+        ),
         "these layers keep PyTorch's default bias before their BatchNorm, which subtracts it.",
     ),
     Explained(
@@ -135,6 +151,27 @@ _TORCHVISION_SEGMENTATION = (
 _TORCHVISION_DETECTION = ("retinanet_resnet50_fpn", "fasterrcnn_mobilenet_v3_large_fpn")
 
 _TIMM = {
+    "beit_base_patch16_224": 224,
+    "caformer_s18": 96,
+    "coatnet_0_224": 224,
+    "convnextv2_atto": 96,
+    "davit_tiny": 96,
+    "efficientformerv2_s0": 224,
+    "eva02_tiny_patch14_224": 224,
+    "fasternet_t0": 96,
+    "focalnet_tiny_srf": 96,
+    "inception_next_atto": 96,
+    "lambda_resnet26t": 128,
+    "mobilenetv4_conv_small": 96,
+    "mobilevitv2_050": 128,
+    "mvitv2_tiny": 224,
+    "nasnetalarge": 96,
+    "repvit_m0_9": 96,
+    "rexnet_100": 96,
+    "sequencer2d_s": 224,
+    "starnet_s1": 96,
+    "swiftformer_xs": 224,
+    "visformer_tiny": 224,
     "cait_xxs24_224": 224,
     "coat_tiny": 224,
     "convit_tiny": 224,
@@ -184,6 +221,22 @@ _OPT = {**_WIDTH, "word_embed_proj_dim": 64, "ffn_dim": 128, "vocab_size": 200}
 _MAMBA = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 200, "state_size": 8}
 _WAV2VEC2 = {**_ENCODER, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 _DPT = {**_WIDTH, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "image_size": 64}
+_DEEPSEEK = {
+    **_ENCODER,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+_XLNET = {"d_model": 64, "n_layer": 3, "n_head": 4, "d_inner": 128, "vocab_size": 200}
 _PATCH = {"patch_size": 8}
 
 
@@ -230,6 +283,13 @@ _TRANSFORMERS: list[tuple[str, dict[str, Any], Callable[[], tuple[Any, ...]]]] =
     ("MambaForCausalLM", _MAMBA, _tokens),
     ("T5ForConditionalGeneration", _T5, _tokens_to_tokens),
     ("BartForSequenceClassification", {**_BART, "d_model": 64, "vocab_size": 200}, _tokens),
+    ("DeepseekV3ForCausalLM", _DEEPSEEK, _tokens),
+    ("RwkvForCausalLM", {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 200}, _tokens),
+    ("FNetForSequenceClassification", _ENCODER, _tokens),
+    ("LongformerForSequenceClassification", {**_ENCODER, "attention_window": 8}, _tokens),
+    ("XLNetForSequenceClassification", _XLNET, _tokens),
+    ("CvtForImageClassification", {}, _image(64)),
+    ("SwiftFormerForImageClassification", {}, _image(224)),
     ("ViTForImageClassification", {**_WIDTH, **_PATCH, "image_size": 64}, _image(64)),
     ("Dinov2ForImageClassification", {**_WIDTH, "image_size": 56}, _image(56)),
     ("SegformerForSemanticSegmentation", {}, _image(64)),

@@ -8,6 +8,7 @@ have no activation between them.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ class Advice:
     def place(self) -> str:
         """Module, file and line, as far as they are known."""
         module = f"{self.module} ({self.module_class})" if self.module else self.module_class
-        position = f"{self.file}:{self.line}" if self.file else ""
+        position = f"{_short(self.file)}:{self.line}" if self.file else ""
         return ", ".join(filter(None, [module, position])) or "the model"
 
     def __str__(self) -> str:
@@ -59,6 +60,12 @@ class Advice:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def _short(file: str) -> str:
+    """Relative to the working folder, where it lies in that."""
+    here = os.path.join(os.getcwd(), "")
+    return file.removeprefix(here)
 
 
 class AdviceList(list[Advice]):

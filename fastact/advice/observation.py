@@ -54,6 +54,10 @@ _READ_NOTHING = frozenset(
 )
 
 
+# They return some of the values along a dimension.
+_PARTS = frozenset({"split", "chunk", "tensor_split", "narrow"})
+
+
 @dataclass(eq=False)
 class Value:
     """What a tensor held.
@@ -352,7 +356,8 @@ class _Watch(TorchFunctionMode):
         features = operation.inputs[0].features
         operation.measured = measured or measure(name, None, results[0], features)
         overwritten = next((t for t in written if t is result), None)
-        if overwritten is not None and type(result) is Tensor and not _is_discarded():
+        plain = type(result) is Tensor and result.layout is torch.strided
+        if overwritten is not None and plain and not _is_discarded():
             return self._renamed(operation, result)
         return result
 
@@ -481,10 +486,10 @@ def _features(operation: Operation, value: Value | None = None) -> int | None:
         return min(1, rank - 1)
     before = operation.inputs[0]
     kept = value is None or before.shape == value.shape
-    if operation.kind is Kind.SHAPE and operation.call.reorders:
-        kept = False
-    if operation.kind in (Kind.RESAMPLING, Kind.MAX_POOLING) and value is not None:
+    if operation.kind in (Kind.RESAMPLING, Kind.MAX_POOLING) or operation.name in _PARTS:
         kept = len(before.shape) == rank
+    if operation.call.reorders:
+        kept = False
     return before.features if kept else None
 
 
@@ -502,6 +507,8 @@ def _elements(tensor: Tensor) -> _Elements:
 
 def _overlap(one: _Elements, other: _Elements) -> bool:
     """Whether an element is among both."""
+    if 0 in one.size or 0 in other.size:
+        return False
     ends = [e.offset + sum((n - 1) * s for n, s in zip(*e[:2], strict=True)) for e in (one, other)]
     if max(ends) > 1 << 26:
         return False  # not worth the memory

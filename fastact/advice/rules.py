@@ -294,8 +294,13 @@ def _softmaxes(run: Run) -> Iterator[tuple[Operation, int]]:
 
 def _softmax_over_one(run: Run) -> Iterator[Finding]:
     for operation, dim in _softmaxes(run):
-        shape = operation.inputs[0].shape
-        if shape[dim] == 1 and not _are_scores(operation.inputs[0]):
+        before = operation.inputs[0]
+        shape = before.shape
+        if shape[dim] != 1 or _are_scores(before):
+            continue
+        # Not the units of a layer, but positions, of which an example may have one.
+        positions = before.features is not None and before.features != dim
+        if not positions or _reached(operation.output, _KEEPING).is_output:
             value = 0 if operation.name == "log_softmax" else 1
             yield Finding(
                 operation,
@@ -367,6 +372,9 @@ def _deep_saturating_stack(run: Run) -> Iterator[Finding]:
             )
 
 
+_NORMALIZED = frozenset({Kind.SHAPE, Kind.DROPOUT, Kind.BATCH_NORM, Kind.NORMALIZATION})
+
+
 def _dead_relu(run: Run) -> Iterator[Finding]:
     rectifiers = [o for o in run.of_kind(Kind.ACTIVATION) if o.name in RECTIFIERS and o.measured]
     for operation in rectifiers:
@@ -375,7 +383,10 @@ def _dead_relu(run: Run) -> Iterator[Finding]:
         # Examples that are alike give each unit of a random layer one sign for all of them; as many
         # are then always on. What is dead beyond that is a property of the layer.
         chance = _chance_of_at_least(int(dead), int(dead + always_on))
-        if share(dead, units) >= 0.1 and chance < 0.01 / len(rectifiers):
+        # Behind anything but a layer and its normalisation, signs may be uneven from the start.
+        made = _source(operation.inputs[0], _NORMALIZED)
+        least = 0.1 if made is not None and made.kind is Kind.LINEAR else 0.5
+        if share(dead, units) >= least and chance < 0.01 / len(rectifiers):
             yield Finding(
                 operation,
                 f"{dead} of {units} units are 0 for all {operation.measured['examples']} values "
