@@ -609,7 +609,11 @@ class Busy(nn.Module):
         with torch.no_grad():
             self.fc.weight.clamp_(-0.01, 0.01)
             self.fc.bias.data.zero_()
+            self.norm.weight.data = torch.full((8,), 7.0)
+            self.norm.weight.data.mul_(2)
         x.mul_(2)
+        x.requires_grad_().sum().backward()
+        self.fc.requires_grad_(False)
         if fail:
             raise KeyError("the model's own")
         return F.dropout(y)
@@ -627,6 +631,7 @@ def test_leaves_everything_as_it_was(fail):
     model, x = Busy(), torch.randn(64, 8)
     model.fc.weight.grad = gradient = torch.ones(8, 8)
     before, state = copy.deepcopy(model), state_of(model)
+    address = model.norm.weight.data_ptr()
     x_before, random_before = x.clone(), random.getstate()
     torch_before = torch.get_rng_state()
     hooks = [
@@ -648,7 +653,9 @@ def test_leaves_everything_as_it_was(fail):
         model.state_dict().items(), before.state_dict().values(), strict=True
     ):
         assert torch.equal(one, other), name
-    assert torch.equal(x, x_before)
+    assert torch.equal(x, x_before) and x.grad is None and not x.requires_grad
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.norm.weight.data_ptr() == address
     assert random.getstate() == random_before
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert hooks == [

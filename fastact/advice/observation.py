@@ -54,6 +54,8 @@ _READ_NOTHING = frozenset(
 )
 
 
+_SET_DATA = Tensor.data.__set__  # tensor.data = ...
+
 # They return some of the values along a dimension.
 _PARTS = frozenset({"split", "chunk", "tensor_split", "narrow"})
 
@@ -174,9 +176,9 @@ def observe(
     if isinstance(loss, torch.nn.Module):
         modules += loss.modules()
     preservation = Preservation(dict.fromkeys(modules), inputs)
-    watch = _Watch(root, inputs, preservation)
     raised: Exception | None = None
     try:
+        watch = _Watch(root, inputs, preservation)
         with eager(), watch.following_modules(), watch:
             output = model(*example_inputs)
             if inspect.isgenerator(output):  # until it is asked, it has not run
@@ -333,6 +335,8 @@ class _Watch(TorchFunctionMode):
         if calls[-1].kind is Kind.LOSS:
             return self._loss(calls, tensors, func, args, kwargs)
         self._preservation.before_writing(_may_write(func, args, kwargs, tensors))
+        if func == _SET_DATA:
+            self._preservation.before_setting_data(args[0])
         before = [_version(tensor) for tensor in tensors]
         read = [self._value_of(tensor) for tensor in tensors]  # what the call may overwrite
         name, measured = calls[-1].name, {}

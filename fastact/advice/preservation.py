@@ -32,7 +32,8 @@ class Preservation:
         self._contents: dict[int, tuple[Any, Any]] = {}
         self._saved: list[tuple[Tensor, Tensor]] = []
         self._unsaved: dict[int, list[Tensor]] = {}  # by storage
-        self._gradients: list[tuple[Tensor, Tensor | None]] = []
+        self._leaves: list[tuple[Tensor, bool, Tensor | None]] = []
+        self._data: dict[int, tuple[Tensor, Tensor]] = {}  # whose .data was set, and what it was
         self._random = _random_state()
         parameters: dict[int, Tensor] = {}
         buffers: dict[int, Tensor] = {}
@@ -49,15 +50,23 @@ class Preservation:
         for tensor in (*parameters.values(), *inputs):
             if id(tensor) not in buffers:
                 self._unsaved.setdefault(storage_of(tensor), []).append(tensor)
-        for parameter in parameters.values():
-            self._gradients.append((parameter, parameter.grad))
-            parameter.grad = None  # what a backward pass adds to is not the caller's
+        self._leaves = [
+            (tensor, tensor.requires_grad, tensor.grad)
+            for tensor in {**parameters, **buffers, **{id(t): t for t in inputs}}.values()
+            if tensor.is_leaf
+        ]
+        for tensor, _, _ in self._leaves:
+            tensor.grad = None  # what a backward pass adds to is not the caller's
 
     def before_writing(self, tensors: Iterable[Tensor]) -> None:
         """Copies what shares memory with these tensors, unless that was done."""
         for tensor in tensors if self._unsaved else ():
             for original in self._unsaved.pop(storage_of(tensor), ()):
                 self._save(original)
+
+    def before_setting_data(self, tensor: Tensor) -> None:
+        """Keeps what ``tensor.data = ...`` replaces."""
+        self._data.setdefault(id(tensor), (tensor, tensor.data))
 
     def _save(self, tensor: Tensor) -> None:
         if tensor.is_meta or tensor.layout is not torch.strided:
@@ -70,12 +79,15 @@ class Preservation:
             _refill(attributes, before)
         for container, before in self._contents.values():
             _refill(container, before)
+        for tensor, data in self._data.values():
+            tensor.data = data
         for tensor, copy in self._saved:
             # Through .data, so that a graph of the caller's that saved the tensor stays usable.
             with torch.inference_mode(tensor.is_inference()):
                 (tensor if tensor.is_inference() else tensor.data).copy_(copy)
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
+        for tensor, requires_grad, gradient in self._leaves:
+            tensor.requires_grad = requires_grad
+            tensor.grad = gradient
         _set_random_state(self._random)
 
 
