@@ -1002,6 +1002,22 @@ def test_merges_a_model():
     assert names(merged, IMAGE) == set()
 
 
+class Reversed(nn.Sequential):
+    def forward(self, x):
+        for layer in reversed(self):
+            x = layer(x)
+        return x
+
+
+def test_merges_only_what_a_sequential_calls_in_order():
+    layers = nn.Linear(8, 4), nn.Linear(4, 8)
+    with pytest.raises(ValueError, match=r"no torch\.nn\.Sequential has two"):
+        fastact.merge_linear(Reversed(*layers))
+    shared = nn.Linear(8, 8)
+    merged = fastact.merge_linear(nn.Sequential(shared, shared, shared))
+    torch.testing.assert_close(merged(X), shared(shared(shared(X))), rtol=1e-4, atol=1e-5)
+
+
 def test_merges_what_advise_names():
     model = Named()
     [advice] = fastact.advise(model, X)

@@ -71,7 +71,7 @@ EXPLAINED = [
         "softmax-over-one-element",
         frozenset({"SwiftFormerForImageClassification"}),
         "its attention has one weight for each position, in a last dimension of size 1, over which "
-        "softmax runs: all weights are 1. The published model was trained so.",
+        "softmax runs: as this implementation computes them, all are 1.",
     ),
     Explained(
         "batch-norm-without-activation",
@@ -110,8 +110,8 @@ EXPLAINED = [
     Explained(
         "collapsing-linear-maps",
         frozenset({"DPTForDepthEstimation"}),
-        "its reassembly stage projects, resamples and projects again with convolutions and no "
-        "activation between them: a factorisation of one wide transposed convolution.",
+        "its reassembly stage and its head project, resample and project again with convolutions "
+        "and no activation between them: a factorisation of wider ones.",
     ),
 ]
 
@@ -409,7 +409,7 @@ def document(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# What advise says about public architectures",
         "",
-        "Made by `python tools/check_advice.py --write` (`make check-advice`); do not edit.",
+        "Made by `python tools/check_advice.py --write` (`make architectures`); do not edit.",
         f"{len(found)} architectures of {versions}, with random weights, each in evaluation mode "
         "and, where it needs no targets for that, in training mode.",
         "They train well, so every finding is either a mistake of its rule, which the check",

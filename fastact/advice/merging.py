@@ -30,7 +30,8 @@ def merge_linear(*modules: nn.Module) -> nn.Module:
 
     Args:
         modules: layers in the order in which they are called, between which dropout and Identity
-            may stand; or a single model, of which each torch.nn.Sequential is looked through.
+            may stand; or a single model, of which each torch.nn.Sequential is looked through. Give
+            the layers one by one where the model's forward calls them so, past their Sequential.
 
     Returns:
         Of layers, the one that stands for all. Of a model, a copy in evaluation mode without
@@ -65,7 +66,7 @@ def merge_linear(*modules: nn.Module) -> nn.Module:
     merged = [
         pair
         for name, module in model.named_modules()
-        if isinstance(module, nn.Sequential)
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
         for pair in _merge_neighbours(module, name, obstacles)
     ]
     if not merged:
