@@ -32,7 +32,8 @@ DOCUMENT = ROOT / "docs" / "activations.md"
 IMAGES = ROOT / "docs" / "images"
 HEADER = ROOT / "csrc" / "math" / "activations.h"
 
-# In words of Python, as the registry's formulas; what follows a comma names a part.
+# In words of Python, as the registry's formulas; what follows a comma names a part. A new activation
+# may do without: its picture shows its derivative.
 DERIVATIVES = {
     "relu": "1 if x > 0 else 0",
     "relu6": "1 if 0 < x < 6 else 0",
@@ -87,6 +88,13 @@ SHEETS = {
 THEMES = ("light", "dark")
 
 
+def sheets() -> dict[str, tuple[tuple[str, ...], str]]:
+    """The sheets; what is on none of them, on one more."""
+    shown = {name for names, _ in SHEETS.values() for name in names}
+    others = tuple(name for name in REGISTRY if name not in shown)
+    return SHEETS | ({"others": (others, "others")} if others else {})
+
+
 # ---- tables ------------------------------------------------------------------------------------
 
 
@@ -101,6 +109,10 @@ def rules() -> list[str]:
         ("rule", "severity", "why", "what to do"),
         ((f"`{r.name}`", r.severity, r.reason, r.remedy) for r in RULES.values()),
     )
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
 
 
 def _number(value: float) -> str:
@@ -129,7 +141,7 @@ def formulas() -> list[str]:
     """Formula, derivative, range, value at 0 and saturation."""
     rows = []
     for name, row in REGISTRY.items():
-        cells = [f"`{name}`", f"`{row.formula}`", f"`{DERIVATIVES[name]}`"]
+        cells = [f"`{name}`", f"`{row.formula}`", _code(DERIVATIVES.get(name, ""))]
         if row.family == "softmax":
             cells += ["0 … 1" if name == "softmax" else "−∞ … 0", "", ""]
         else:
@@ -138,7 +150,7 @@ def formulas() -> list[str]:
             cells.append(f"{_number(found.infimum)} … {_number(found.supremum)}")
             cells += [_number(found.at_zero), _saturated(found)]
         settings = ", ".join(f"{k}={v:g}" for k, v in row.parameters.items() if k != "scale")
-        cells.append(f"`{settings}`" if settings else "")
+        cells.append(_code(settings))
         rows.append(cells)
     header = ("name", "f(x)", "derivative", "range", "f(0)", "saturated", "parameters")
     return _table(header, rows)
@@ -215,7 +227,7 @@ def common() -> list[str]:
 def pictures() -> list[str]:
     """The sheets, for light and dark pages."""
     lines = []
-    for sheet, (names, words) in SHEETS.items():
+    for sheet, (names, words) in sheets().items():
         lines += [f"**{words[0].upper()}{words[1:]}**", "", *_picture(sheet, names), ""]
     return lines[:-1]
 
@@ -263,8 +275,8 @@ def with_output(text: str) -> str:
 def draw() -> None:
     """The sheets into docs/images."""
     IMAGES.mkdir(exist_ok=True)
-    sheets = {"common": COMMON, **{sheet: names for sheet, (names, _) in SHEETS.items()}}
-    for sheet, names in sheets.items():
+    drawn = {"common": COMMON, **{sheet: names for sheet, (names, _) in sheets().items()}}
+    for sheet, names in drawn.items():
         for theme in THEMES:
             figure = fastact.plot(names, theme=theme)
             # Without the version of matplotlib: the same bytes each time.
