@@ -32,8 +32,8 @@ DOCUMENT = ROOT / "docs" / "activations.md"
 IMAGES = ROOT / "docs" / "images"
 HEADER = ROOT / "csrc" / "math" / "activations.h"
 
-# In words of Python, as the registry's formulas; what follows a comma names a part. A new activation
-# may do without: its picture shows its derivative.
+# In words of Python, as the registry's formulas; what follows a comma names a part. A new
+# activation may do without: its picture shows its derivative.
 DERIVATIVES = {
     "relu": "1 if x > 0 else 0",
     "relu6": "1 if 0 < x < 6 else 0",
