@@ -3,9 +3,11 @@
 import collections
 import copy
 import dataclasses
+import gc
 import json
 import random
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -817,11 +819,63 @@ STRANGE = {
 }
 
 
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+STRANGE |= {
+    "autograd.Function": (
+        Forward(lambda m, x: m.b(Double.apply(m.a(x))), a=nn.Linear(8, 8), b=nn.Linear(8, 8)),
+        (X,),
+        {"collapsing-linear-maps"},
+    ),
+    "torch.fx": (
+        torch.fx.symbolic_trace(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))),
+        (X,),
+        {"collapsing-linear-maps"},
+    ),
+}
+
+
 def _write(y):
     y[:, 0] = 0
     y += 1
     torch.relu(y, out=y) if False else None
     return y.clamp_(0)
+
+
+def test_keeps_no_value_alive():
+    def forward(m, x):
+        y = m.fc(x)
+        z = m.fc(y).softmax(-1)
+        references = [weakref.ref(tensor) for tensor in (y, z)]
+        out = z.sum()
+        del y, z
+        gc.collect()
+        alive.extend(reference() is not None for reference in references)
+        return out
+
+    alive = []
+    with torch.no_grad():
+        fastact.advise(Forward(forward, fc=nn.Linear(8, 8)), X)
+    assert alive == [False, False]
+
+
+def test_under_a_default_device():
+    [case] = [c for c in BAD["inplace-on-shared-value"] if c[3] == [""]]
+    with torch.device("meta"):
+        assert names(case[0], X) == {"inplace-on-shared-value"}
+
+
+def test_code_that_was_written_by_fx_has_no_place():
+    [advice] = fastact.advise(STRANGE["torch.fx"][0], X)
+    assert (advice.module, advice.file) == ("0", None)
 
 
 @pytest.mark.parametrize("model, inputs, expected", STRANGE.values(), ids=STRANGE)

@@ -13,6 +13,7 @@ import torch
 from fastact.activations import REGISTRY
 from fastact.advice.rules import RULES
 from fastact.curves import cases_of, curve
+from fastact.testing.cases import enabled
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "activations.md").read_text()
@@ -31,6 +32,7 @@ guide = load("write_activations")
 # ---- tables ------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not enabled(), reason="FASTACT_DISABLE=1: backward keeps what PyTorch's does")
 def test_tables_are_up_to_date(capsys):
     assert guide.main(["--check"]) == 0, capsys.readouterr().err
 

@@ -12,6 +12,7 @@ import torch
 import fastact
 from fastact.activations import REGISTRY
 from fastact.curves import Bars, Curve, cases_of, curve, curve_or_bars
+from fastact.testing.cases import enabled
 
 mpl = pytest.importorskip("matplotlib")
 
@@ -64,9 +65,9 @@ def test_curves_are_the_function_and_its_derivative(name):
     torch.testing.assert_close(found.y, y.detach(), rtol=1e-6, atol=1e-6)
     (slope,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(found.derivative, slope, rtol=1e-6, atol=1e-6)
-    bound = REGISTRY[name].ulp or 0.5001  # a product by a constant is rounded
-    assert 0 <= found.error.max() <= max(bound, 1.0)
     assert found.error.shape == found.twins_error.shape == found.error_x.shape
+    if enabled():
+        assert 0 <= found.error.max() <= max(REGISTRY[name].ulp, 1.0)  # 1: a constant is rounded
     if REGISTRY[name].ulp == 0:
         assert torch.equal(found.error, found.twins_error)
 
@@ -74,7 +75,8 @@ def test_curves_are_the_function_and_its_derivative(name):
 def test_measured_errors_are_those_of_the_accuracy_report():
     # PyTorch's exact GELU loses all digits in the tail.
     found = curve_of("gelu")
-    assert found.error.max() < 2 and found.twins_error.max() > 1e6
+    assert found.twins_error.max() > 1e6
+    assert found.error.max() < 2 or not enabled()
 
 
 def test_parameters():

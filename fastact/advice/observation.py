@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -294,8 +294,10 @@ class _Watch(TorchFunctionMode):
         if call.kind is Kind.LINEAR and (module is None or any(module.children())):
             module = self._holders.get(id(call.named["weight"]), module)  # of a fused pair
         frame = _users_frame()
+        # Without tensors: the run keeps no value alive.
+        settings = {k: v for k, v in call.named.items() if not isinstance(v, Tensor)}
         return Operation(
-            call,
+            replace(call, named=settings),
             module="" if module is None else self._paths.get(module, ""),
             owner=module,
             file=frame.f_code.co_filename if frame is not None else None,
@@ -516,7 +518,7 @@ def _overlap(one: _Elements, other: _Elements) -> bool:
     ends = [e.offset + sum((n - 1) * s for n, s in zip(*e[:2], strict=True)) for e in (one, other)]
     if max(ends) > 1 << 26:
         return False  # not worth the memory
-    marked = torch.zeros(max(ends) + 1, dtype=torch.bool)
+    marked = torch.zeros(max(ends) + 1, dtype=torch.bool, device="cpu")
     marked.as_strided(*one).fill_(True)
     return bool(marked.as_strided(*other).any())
 
@@ -551,8 +553,8 @@ def _users_frame() -> FrameType | None:
 
 
 def _is_library(frame: FrameType) -> bool:
-    # What fastact.convert writes has such a name.
-    return frame.f_code.co_filename.startswith((*_LIBRARIES, "<fastact"))
+    # What fastact.convert and torch.fx write has such names.
+    return frame.f_code.co_filename.startswith((*_LIBRARIES, "<fastact", "<eval_with_key>"))
 
 
 _NEXT: dict[tuple[CodeType, int], str] = {}
