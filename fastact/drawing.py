@@ -142,7 +142,7 @@ def _style(colours: dict[str, str]) -> dict[str, Any]:
 
 
 def _sheet(drawn: list[Curve | Bars], colours: dict[str, str], kind: type[Figure]) -> Figure:
-    columns = min(_COLUMNS, len(drawn))
+    columns = 2 if len(drawn) == 4 else min(_COLUMNS, len(drawn))  # a full sheet
     rows = math.ceil(len(drawn) / columns)
     figure = kind(figsize=(_WIDTH * columns, _HEIGHT * rows), layout="constrained")
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=[3, 1.6] * rows)
@@ -173,6 +173,8 @@ def _draw_curve(axes: Axes, curve: Curve, colours: dict[str, str]) -> None:
         linestyle=(0, (4, 1.5)),
         label="f′(x)",
     )
+    if curve.x[0] <= 0 <= curve.x[-1]:
+        axes.plot([0], [curve.at_zero], "o", color=colours["curve"], markersize=4.5, label="_zero")
     low = min(curve.y.min(), curve.derivative.min())
     high = max(curve.y.max(), curve.derivative.max())
     # What is unbounded is cut off where the bounded part can still be seen.
