@@ -14,10 +14,10 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy fuzz peers lint format wheel clean
+.PHONY: help test bench accuracy fuzz guide architectures peers lint format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "Settings (make NAME=VALUE ...) and their defaults:"
 	@awk '/^[A-Z_]+ \?= / {print "     " $$0}' Makefile
 
@@ -33,6 +33,12 @@ accuracy: .venv/installed ## set up, build, measure the error of every activatio
 
 fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator with arguments that do not fit
 	$(BIN)/python -m fastact.testing.misfits $(FUZZ_ARGS)
+
+guide: .venv/installed .venv/test-tools ## write tables, pictures and output of docs/activations.md
+	$(BIN)/python tools/write_activations.py
+
+architectures: .venv/installed .venv/architectures-tools ## run advise on public architectures
+	$(BIN)/python tools/check_advice.py --write
 
 peers: .venv/installed .venv/peers-tools ## install the other systems that the benchmarks compare with
 
@@ -70,6 +76,11 @@ clean: ## remove what the build made; .venv stays
 
 .venv/%-tools: requirements/%.txt | .venv/bin/python
 	$(INSTALL) -r $<
+	@touch $@
+
+# With the version of PyTorch, which torchvision would else replace by its own.
+.venv/architectures-tools: requirements/architectures.txt
+	$(INSTALL) torch==$(TORCH) -r $<
 	@touch $@
 
 # setup.py writes this file last.

@@ -8,6 +8,8 @@ tensor([-0.1000,  2.0000])
 Linear(in_features=4, out_features=3, bias=True, activation='relu')
 """
 
+from importlib import import_module
+
 from fastact._loader import load_operators
 
 load_operators()
@@ -18,14 +20,38 @@ from fastact.conversion import convert, revert  # noqa: E402
 from fastact.environment import info  # noqa: E402
 from fastact.explanation import Report, explain  # noqa: E402
 
+# Imported when first asked for: `import fastact` has a budget, and these come with more.
+_LAZY = {
+    "Advice": "fastact.advice",
+    "advise": "fastact.advice",
+    "merge_linear": "fastact.advice",
+    "plot": "fastact.drawing",
+}
+
 __all__ = [
+    "Advice",
     "Report",
     "__version__",
+    "advise",
     "convert",
     "explain",
     "functional",
     "info",
     "memory",
+    "merge_linear",
     "nn",
+    "plot",
     "revert",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fastact' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -22,6 +22,9 @@ from fastact.arguments import as_dimension, as_number
 # What the kernels compute (is_kernel_dtype() in csrc/core/activation.h).
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+# At most this derivative, in size, and a unit is saturated: almost no gradient passes.
+SATURATED = 1e-3
+
 # They halve a dimension, so they are no rows (gated_ops in csrc/ops/gated/gated.h).
 GATED_UNITS = ("glu", "swiglu", "geglu", "reglu")
 
