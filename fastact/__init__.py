@@ -9,6 +9,7 @@ Linear(in_features=4, out_features=3, bias=True, activation='relu')
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from fastact._loader import load_operators
 
@@ -19,6 +20,10 @@ from fastact._version import __version__  # noqa: E402
 from fastact.conversion import convert, revert  # noqa: E402
 from fastact.environment import info  # noqa: E402
 from fastact.explanation import Report, explain  # noqa: E402
+
+if TYPE_CHECKING:
+    from fastact.advice import Advice, advise, merge_linear
+    from fastact.drawing import plot
 
 # Imported when first asked for: `import fastact` has a budget, and these come with more.
 _LAZY = {
