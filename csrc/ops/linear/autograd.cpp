@@ -126,7 +126,8 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
   const auto product = [&](const OptionalTensor& added) {
     return linear_autograd(keys, input, weight, bias_, std::nullopt, {}, {}, added, true);
   };
-  // PyTorch's activation keeps nothing that a caller may not write to unless PyTorch's own does.
+  // The composition keeps what PyTorch's activation keeps: no other output that may not be written
+  // to.
   const auto activate = [&](const Tensor& z) {
     return save_output ? epilogue.apply(z) : epilogue.compose(z);
   };
