@@ -14,10 +14,10 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy fuzz peers lint format wheel clean
+.PHONY: help test bench accuracy fuzz guide architectures peers lint format wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 	@echo "Settings (make NAME=VALUE ...) and their defaults:"
 	@awk '/^[A-Z_]+ \?= / {print "     " $$0}' Makefile
 
@@ -39,6 +39,12 @@ models: .venv/installed ## convert models of other libraries (installed beside) 
 
 generated: .venv/installed .venv/test-tools ## compare 10,000 random modules with their conversions
 	$(BIN)/python -m pytest -q -m slow tests/test_conversion_generated.py $(PYTEST_ARGS)
+
+guide: .venv/installed .venv/test-tools ## write tables, pictures and output of docs/activations.md
+	$(BIN)/python tools/write_activations.py
+
+architectures: .venv/installed .venv/architectures-tools ## run advise on public architectures
+	$(BIN)/python tools/check_advice.py --write
 
 peers: .venv/installed .venv/peers-tools ## install the other systems that the benchmarks compare with
 
@@ -76,6 +82,11 @@ clean: ## remove what the build made; .venv stays
 
 .venv/%-tools: requirements/%.txt | .venv/bin/python
 	$(INSTALL) -r $<
+	@touch $@
+
+# With the version of PyTorch, which torchvision would else replace by its own.
+.venv/architectures-tools: requirements/architectures.txt
+	$(INSTALL) torch==$(TORCH) -r $<
 	@touch $@
 
 # setup.py writes this file last.

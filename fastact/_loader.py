@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-_MEND = "pip install --no-build-isolation --force-reinstall --no-deps fastact"
+_FIX = "pip install --no-build-isolation --force-reinstall --no-deps fastact"
 
 
 def _minor(version: str) -> str:
@@ -23,7 +23,7 @@ def check_torch_version(built: str, running: str) -> None:
     if _minor(built) != _minor(running):
         raise ImportError(
             f"fastact was built against PyTorch {built}, and this is PyTorch {running}. "
-            f"Build it for this one: {_MEND}"
+            f"Build it for this one: {_FIX}"
         )
 
 
@@ -47,5 +47,5 @@ def load_operators() -> None:
     except (OSError, ImportError) as error:
         raise ImportError(
             f"fastact's compiled libraries do not load: {error}. They were built against PyTorch "
-            f"{build.TORCH_VERSION}; this is PyTorch {torch.__version__}. Build them anew: {_MEND}"
+            f"{build.TORCH_VERSION}; this is PyTorch {torch.__version__}. Build them anew: {_FIX}"
         ) from None

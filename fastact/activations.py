@@ -2,7 +2,7 @@
 
 What an activation computes is written in ``csrc/math/activations.h``, which also says its
 parameters with their defaults and what backward reads; its ATen composition stands in
-``csrc/autograd/compositions.h``. A row here ties the operator to its PyTorch twin. Functions,
+``csrc/ops/unary/compositions.h``. A row here ties the operator to its PyTorch twin. Functions,
 modules, ``activation=`` arguments, tests, benchmarks and documents loop over the rows.
 """
 
@@ -19,10 +19,13 @@ import torch.nn.functional as F
 
 from fastact.arguments import as_dimension, as_number
 
-# What the kernels compute (is_kernel_dtype() in csrc/activation.h).
+# What the kernels compute (is_kernel_dtype() in csrc/core/activation.h).
 KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# They halve a dimension, so they are no rows (kGatedUnitNames in csrc/gated.h).
+# At most this derivative, in size, and a unit is saturated: almost no gradient passes.
+SATURATED = 1e-3
+
+# They halve a dimension, so they are no rows (gated_ops in csrc/ops/gated/gated.h).
 GATED_UNITS = ("glu", "swiglu", "geglu", "reglu")
 
 

@@ -25,10 +25,10 @@ from fastact.conversion import site
 from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
 from fastact.nn.epilogue import observer
 
-# What torch.ops.fastact.linear_road() returns.
-_ROADS = {
-    "few_rows": "a few rows of input, the weight read once as it lies",
-    "swapped": "the input packed, the weight read as it lies",
+# What torch.ops.fastact.linear_algorithm() returns.
+_ALGORITHMS = {
+    "skinny": "a few rows of input, the weight read once as it lies",
+    "transposed": "the input packed, the weight read as it lies",
     "in_place": "the weight's rows read as they lie",
     "pack_b": "the weight packed for this call",
     "packed_b": "the weight packed by fastact.convert",
@@ -207,7 +207,7 @@ def _name_of(constant: torch.dtype | torch.layout) -> str:
 
 class _Watch(TorchDispatchMode):
     """Notes every operator below autograd. Not a TorchFunctionMode too, before which some modules
-    of PyTorch (TransformerEncoderLayer) take another road than without."""
+    of PyTorch (TransformerEncoderLayer) take another path than without."""
 
     def __init__(self, root: Any) -> None:
         super().__init__()
@@ -354,8 +354,10 @@ class _Watch(TorchDispatchMode):
         reasons = [f"{self._instruction_set} kernel"]
         if operator in ("linear", "linear_training", "linear_packed"):
             use_packed = packed is not None and packed.numel() > 0
-            road = torch.ops.fastact.linear_road(named["input"], named["weight"], use_packed)
-            reasons.append(f"{road}: {_ROADS[road]}")
+            algorithm = torch.ops.fastact.linear_algorithm(
+                named["input"], named["weight"], use_packed
+            )
+            reasons.append(f"{algorithm}: {_ALGORITHMS[algorithm]}")
             activation = named.get("activation")
             if residual is not None and not added:
                 reasons.append("residual on its tiles")
@@ -419,7 +421,7 @@ class _Watch(TorchDispatchMode):
                 return f"no kernel for a residual of shape {list(residual.shape)}"
             if slope is not None and slope.numel() > 1:
                 return "prelu's slopes lie along dimension 1, which is not the last"
-        if caller == "fastact.ops":
+        if caller == "fastact.vmap":
             return "no kernel for this under torch.func.vmap"
         return "no kernel for these arguments"
 

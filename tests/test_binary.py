@@ -140,7 +140,9 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.sp
 
 @needs_build
 def test_cpp_program(tmp_path):
-    [standard] = [word for word in command_for("csrc/door.cpp.o") if word.startswith("-std=")]
+    [standard] = [
+        word for word in command_for("csrc/bindings/module.cpp.o") if word.startswith("-std=")
+    ]
     libraries = cpp_extension.library_paths()
     program = tmp_path / "load_ops"
     output_of(

@@ -17,9 +17,12 @@ from fastact.testing import accuracy, operators
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
+# Whose programs have tests of their own: here, and in test_guide.py.
+TESTED_ELSEWHERE = (GUIDE, ROOT / "docs" / "activations.md")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED = ["", ".conversion.convert", ".environment", ".explanation", ".functional", ".memory"]
-DOCUMENTED += [".nn.linear", ".testing.ulp"]
+DOCUMENTED += [".nn.linear", ".testing.ulp", ".advice", ".advice.merging", ".drawing"]
+DOCUMENTED += [".selftest"]
 
 
 def blocks(document, language):
@@ -48,7 +51,7 @@ def test_programs_run(document):
     programs = blocks(document, "python")
     if document == README:
         assert programs, "the README shows no program"
-    for program in programs if document != GUIDE else ():
+    for program in programs if document not in TESTED_ELSEWHERE else ():
         python(program, ROOT)
 
 
@@ -61,6 +64,8 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_examples_in_docstrings(name):
+    if name == ".drawing":
+        pytest.importorskip("matplotlib")
     module = importlib.import_module(f"fastact{name}")
     known = {"torch": torch, "fastact": fastact, "FF": fastact.functional, "fnn": fastact.nn}
     outcome = doctest.testmod(module, extraglobs=known)

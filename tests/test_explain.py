@@ -217,9 +217,9 @@ def test_road_of_the_product(rows, dtype):
         (lambda: functional.linear(x, w), (x, w)),
         (lambda: torch.ops.fastact.linear_packed(x, packed, w), (x, w, True)),
     ):
-        road = torch.ops.fastact.linear_road(*arguments)
-        assert road in explanation._ROADS
-        assert f"; {road}: {explanation._ROADS[road]}" in only_row(function).reason
+        algorithm = torch.ops.fastact.linear_algorithm(*arguments)
+        assert algorithm in explanation._ALGORITHMS
+        assert f"; {algorithm}: {explanation._ALGORITHMS[algorithm]}" in only_row(function).reason
 
 
 class Operators(TorchDispatchMode):

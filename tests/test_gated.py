@@ -310,8 +310,8 @@ REFUSED = {
 }
 
 
-# The roads that check for themselves.
-ROADS = {
+# The paths that check for themselves.
+PATHS = {
     "kernel": lambda function, x, dim: function(x, dim),
     "gradient": lambda function, x, dim: function(x.requires_grad_(), dim),
     "forward mode": lambda function, x, dim: jvp(lambda t: function(t, dim), (x,), (x,)),
@@ -320,15 +320,15 @@ ROADS = {
 }
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape, dim, message", REFUSED.values(), ids=REFUSED)
 @by_name
-def test_refused(name, shape, dim, message, road):
+def test_refused(name, shape, dim, message, path):
     """With the type of F.glu's error."""
     with pytest.raises(Exception) as theirs:
         F.glu(torch.ones(shape), dim)
     with pytest.raises(theirs.type, match=message) as caught:
-        ROADS[road](mine(name), torch.ones(shape), dim)
+        PATHS[path](mine(name), torch.ones(shape), dim)
     assert caught.type is theirs.type
     assert name in str(caught.value) or caught.type is IndexError
 

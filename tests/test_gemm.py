@@ -1,4 +1,4 @@
-"""Is the matrix product right for every shape, layout, dtype and road, and the same in every bit
+"""Is the matrix product right for every shape, layout, dtype and algorithm, the same in every bit
 whatever the threads and the batch?"""
 
 import itertools
@@ -66,7 +66,7 @@ def test_shapes(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_integers_are_exact(dtype):
-    """Sums that the dtype holds exactly: not one bit of difference, on any road."""
+    """Sums that the dtype holds exactly: not one bit of difference, by any algorithm."""
     for m, n, k in itertools.product((1, 7, 9, 40, 200), (5, 64, 130), (3, 16, 31)):
         x, w = (torch.randint(-2, 3, shape).to(dtype) for shape in ((m, k), (n, k)))
         b = torch.randint(-2, 3, (n,)).to(dtype)

@@ -222,7 +222,7 @@ for dtype in DTYPES:
                         operator.backward(g, y if operator.reads_output else x.view(shape), dim)
 print("done")
 """
-# Every tail of each operand, by every road of the product.
+# Every tail of each operand, by every algorithm of the product.
 GUARDED_LINEAR = """
 pages = [page_between_guards() for _ in range(6)]
 for dtype, at_end in itertools.product(DTYPES, (False, True)):

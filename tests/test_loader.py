@@ -1,4 +1,4 @@
-"""Does an installation that cannot work say so, and how to mend it, instead of crashing?"""
+"""Does an installation that cannot work say so, and how to fix it, instead of crashing?"""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def import_error(program, cwd=None):
 
 
 def command_in(message):
-    """The command that mends it, which must be one that pip and the shell know."""
+    """The command that fixes it, which must be one that pip and the shell know."""
     found = re.search(r"pip install [^,;()]+$", message)
     assert found, message
     assert re.search(r"--no-build-isolation\b", found[0])

@@ -85,7 +85,7 @@ def layouts(draw, shape):
         order = (0, *range(2, rank), 1)  # channels last
     elif draw(st.booleans()):
         order = tuple(draw(st.permutations(range(rank))))
-    # Gaps in one dimension at most: they multiply the memory, and one is what changes the road.
+    # Gaps in one dimension at most: they multiply the memory, and one changes the algorithm.
     torn = draw(st.integers(-1, rank - 1))
 
     def one(choices, usual):

@@ -38,7 +38,7 @@ def _tensors(m, k, n, residual, dtype=torch.float64):
     )
 
 
-# The rows, the columns of input and the rows of weight that lead to each road of the product, and
+# The rows, the columns of input and the rows of weight that lead to each algorithm, and
 # to both ways of finishing rows.
 SHAPES = [(1, 10, 50), (8, 33, 70), (20, 70, 130), (40, 500, 900), (250, 128, 200), (400, 64, 130)]
 SHAPES += [(5, 0, 3), (5, 3, 0), (0, 3, 5)]

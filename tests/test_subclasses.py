@@ -377,7 +377,7 @@ def test_inference_mode(case):
 
 
 def test_parameters_are_plain_tensors():
-    """nn.Parameter and nn.Buffer are subclasses by class alone; they take the fast road."""
+    """nn.Parameter and nn.Buffer are subclasses by class alone; they take the fast path."""
     weight = torch.nn.Parameter(random_tensor([5, 6]))
     x = random_tensor([4, 6])
     y = functional.linear(x, weight, activation="relu")

@@ -110,6 +110,13 @@ report = fastact.explain(model, x)
 assert_type(report, fastact.Report)
 operations: list[str] = [row.operation for row in report.rows]
 
+# advice and pictures
+advice = fastact.advise(model, x, loss=torch.nn.MSELoss(), ignore=["dead-relu"])
+assert_type(advice, list[fastact.Advice])
+rules: list[str] = [finding.rule for finding in advice]
+merged = fastact.merge_linear(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+fastact.plot(["relu", "leaky_relu"], negative_slope=0.1)
+
 # the rest
 facts: dict[str, object] = fastact.info()
 version: str = fastact.__version__

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels/tables.h"
+#include "cpu/kernels/kernel_table.h"
 
 namespace fastact {
 

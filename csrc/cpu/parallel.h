@@ -1,4 +1,4 @@
-// The only road to threads.
+// The only way to threads.
 #pragma once
 
 #include <ATen/Parallel.h>

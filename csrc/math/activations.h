@@ -2,7 +2,7 @@
 //
 // `parameters` gives PyTorch's names and defaults (a function without parameters has one empty row,
 // since an array needs one). `cost` is the cycles that 16 float elements take, forward, with
-// AVX-512 and data in the first-level cache; it decides how many elements a thread is worth.
+// AVX-512 and data in the L1; it decides how many elements a thread is worth.
 // `saves_output` says what backward() reads: the output where it determines the derivative, else
 // the input. Formula<V> holds the parameters, broadcast once, for V a scalar, a vector or a Pack.
 //

@@ -1,8 +1,8 @@
 // exp, expm1 and the product f * e^x.
 #pragma once
 
-#include "math/cells.h"
 #include "math/scalar.h"
+#include "math/table_lookup.h"
 #include "math/tables.h"
 
 namespace fastact {

@@ -1,10 +1,10 @@
 // GELU, x Phi(x), with the normal distribution function Phi itself or its tanh approximation.
 #pragma once
 
-#include "math/cells.h"
 #include "math/exp.h"
 #include "math/scalar.h"
 #include "math/sigmoid.h"
+#include "math/table_lookup.h"
 #include "math/tables.h"
 
 namespace fastact {

@@ -39,7 +39,7 @@ FASTACT_FN float to_float(BFloat16 x) { return bits_as_float(static_cast<uint32_
 FASTACT_FN float to_float(Half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16;
   const uint32_t magnitude = x.bits & 0x7fff;
-  // Shifted into place, exponent and mantissa read as x * 2^-112: one multiplication mends normal
+  // Shifted into place, exponent and mantissa read as x * 2^-112: one multiplication fixes normal
   // and subnormal numbers alike.
   const float value = bits_as_float(magnitude << 13) * 0x1p112f;
   const uint32_t special = magnitude >= 0x7c00 ? 0x7f800000u : 0;

@@ -3,10 +3,10 @@
 // numbers.
 #pragma once
 
-#include "math/cells.h"
 #include "math/exp.h"
 #include "math/log.h"
 #include "math/scalar.h"
+#include "math/table_lookup.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

@@ -1,9 +1,9 @@
 // tanh and x - tanh(x).
 #pragma once
 
-#include "math/cells.h"
 #include "math/exp.h"
 #include "math/scalar.h"
+#include "math/table_lookup.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

@@ -14,28 +14,28 @@ _TEMPLATE = """\
 def forward(self, input: torch.Tensor) -> torch.Tensor:
     if is_dynamo_compiling():
         return functional.{name}({traced})
-    return {door}({arguments})
+    return {bound}({arguments})
 """
 
 
 def _define(row: Activation) -> type[torch.nn.Module]:
-    """The module of one unary activation. Its forward calls the door itself: through the function
+    """The module of one unary activation. Its forward calls the bindings: through the function
     it would take 0.1 us more. What it calls are names of this module, where Dynamo looks for them.
     """
     twin = getattr(torch.nn, row.module)
     arguments = ", ".join(["input", *(f"self.{name}" for name in row.parameters)])
-    door = f"_door_{row.name}"
+    bound = f"_bound_{row.name}"
     text = _TEMPLATE.format(
         name=row.name,
         arguments=arguments,
         traced=arguments + (", inplace=self.inplace" if row.inplace else ""),
-        door=f"({door}_ if self.inplace else {door})" if row.inplace else door,
+        bound=f"({bound}_ if self.inplace else {bound})" if row.inplace else bound,
     )
     file = f"<fastact.nn.{row.module}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = globals()
-    scope[door] = getattr(_C, row.name)
-    scope[door + "_"] = getattr(_C, row.name + "_")
+    scope[bound] = getattr(_C, row.name)
+    scope[bound + "_"] = getattr(_C, row.name + "_")
     exec(compile(text, file, "exec"), scope)
     forward = scope.pop("forward")
     forward.__qualname__ = f"{row.module}.forward"

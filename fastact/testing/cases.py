@@ -278,7 +278,7 @@ CASES: list[Case] = list(itertools.chain.from_iterable(_CASES))
 # One of each row: at its defaults; not at them, where it has parameters.
 DEFAULT_CASES: list[Case] = [cases[0] for cases in _CASES]
 VARIED_CASES: list[Case] = [_not_at_its_defaults(cases) for cases in _CASES]
-# What is costly to test, on one activation for each road: handed to Inductor or an operator, read
+# What is costly to test, on one activation for each path: handed to Inductor or an operator, read
 # from the output or from the input by backward, each family.
 _KINDS = ("leaky_relu", "elu", "silu", "prelu", "softmax", "glu")
 OF_EACH_KIND: list[Case] = [case for case in VARIED_CASES if case.row.name in _KINDS]

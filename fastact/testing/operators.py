@@ -36,7 +36,7 @@ _INTRODUCTION = f"""\
 Made by `python -m fastact.testing.operators` from the registry and from calls of the operators;
 `--check` fails when it is out of date. Do not edit. PyTorch here is {TORCH}.
 
-**Roads.** An operator runs its own kernel for strided tensors on the CPU of the dtypes that its
+**Paths.** An operator runs its own kernel for strided tensors on the CPU of the dtypes that its
 family states: those for which a forward and a backward call reach no ATen operator but to allocate
 memory. Every other device, layout and dtype, and forward mode and higher orders, run as the ATen
 composition of the same operator. `FASTACT_DISABLE=1` sends every call there.

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "cpu/kernels/compute_type.h"
-#include "cpu/kernels/tables.h"
+#include "cpu/kernels/kernel_table.h"
+#include "cpu/kernels/loops.h"
 #include "math/activations.h"
 
 namespace fastact {
@@ -24,14 +25,9 @@ void forward(const void* x_, void* y_, int64_t n, const double* parameters) {
   const T* x = static_cast<const T*>(x_);
   T* y = static_cast<T*>(y_);
   const typename A::template Formula<V> f(parameters);
-  int64_t i = 0;
-  for (; i + V::size <= n; i += V::size) {
-    f.forward(V::load(x + i)).store(y + i);
-  }
-  if (i < n) {
-    const int rest = static_cast<int>(n - i);
-    f.forward(V::load(x + i, rest)).store(y + i, rest);
-  }
+  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+    store_lanes(f.forward(load_lanes<V>(x + i, count)), y + i, count);
+  });
 }
 
 template <class A, class T>
@@ -42,14 +38,10 @@ void backward(const void* grad_, const void* saved_, void* dx_, int64_t n,
   const T* saved = static_cast<const T*>(saved_);
   T* dx = static_cast<T*>(dx_);
   const typename A::template Formula<V> f(parameters);
-  int64_t i = 0;
-  for (; i + V::size <= n; i += V::size) {
-    f.backward(V::load(grad + i), V::load(saved + i)).store(dx + i);
-  }
-  if (i < n) {
-    const int rest = static_cast<int>(n - i);
-    f.backward(V::load(grad + i, rest), V::load(saved + i, rest)).store(dx + i, rest);
-  }
+  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+    const V g = load_lanes<V>(grad + i, count);
+    store_lanes(f.backward(g, load_lanes<V>(saved + i, count)), dx + i, count);
+  });
 }
 
 template <class T>
@@ -59,16 +51,10 @@ void prelu(const void* x_, const void* slope_, int slope_step, void* y_, int64_t
   const T* slope = static_cast<const T*>(slope_);
   T* y = static_cast<T*>(y_);
   const V one_slope(load_scalar(slope));
-  int64_t i = 0;
-  for (; i + V::size <= n; i += V::size) {
-    const V s = slope_step ? V::load(slope + i) : one_slope;
-    Prelu::forward(V::load(x + i), s).store(y + i);
-  }
-  if (i < n) {
-    const int rest = static_cast<int>(n - i);
-    const V s = slope_step ? V::load(slope + i, rest) : one_slope;
-    Prelu::forward(V::load(x + i, rest), s).store(y + i, rest);
-  }
+  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+    const V s = slope_step ? load_lanes<V>(slope + i, count) : one_slope;
+    store_lanes(Prelu::forward(load_lanes<V>(x + i, count), s), y + i, count);
+  });
 }
 
 template <class T>
@@ -82,33 +68,22 @@ void prelu_backward(const void* grad_, const void* x_, const void* slope_, int s
   compute_t<T>* dslope = static_cast<compute_t<T>*>(dslope_);
   const V one_slope(load_scalar(slope));
   V sum(compute_t<T>(0));
-  const auto step = [&](int64_t i, int count) {
-    const bool whole = count == V::size;
-    const V g = whole ? V::load(grad + i) : V::load(grad + i, count);
-    const V v = whole ? V::load(x + i) : V::load(x + i, count);
+  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+    const V g = load_lanes<V>(grad + i, count);
+    const V v = load_lanes<V>(x + i, count);
     if (dx) {
-      const V s = !slope_step ? one_slope : whole ? V::load(slope + i) : V::load(slope + i, count);
-      const V d = Prelu::backward_input(g, v, s);
-      whole ? d.store(dx + i) : d.store(dx + i, count);
+      const V s = slope_step ? load_lanes<V>(slope + i, count) : one_slope;
+      store_lanes(Prelu::backward_input(g, v, s), dx + i, count);
     }
     if (dslope) {
       const V d = Prelu::backward_slope(g, v);  // 0 in the lanes that a masked load left out
-      if (!slope_step) {
-        sum = sum + d;
-      } else if (whole) {
-        (V::load(dslope + i) + d).store(dslope + i);
+      if (slope_step) {
+        store_lanes(load_lanes<V>(dslope + i, count) + d, dslope + i, count);
       } else {
-        (V::load(dslope + i, count) + d).store(dslope + i, count);
+        sum = sum + d;
       }
     }
-  };
-  int64_t i = 0;
-  for (; i + V::size <= n; i += V::size) {
-    step(i, V::size);
-  }
-  if (i < n) {
-    step(i, static_cast<int>(n - i));
-  }
+  });
   if (dslope && !slope_step) {
     dslope[0] += horizontal_sum(sum);
   }
@@ -121,14 +96,10 @@ void gated(const void* a_, const void* b_, void* y_, int64_t n) {
   const T* b = static_cast<const T*>(b_);
   T* y = static_cast<T*>(y_);
   const typename A::template Formula<V> f(nullptr);
-  int64_t i = 0;
-  for (; i + V::size <= n; i += V::size) {
-    (f.forward(V::load(a + i)) * V::load(b + i)).store(y + i);
-  }
-  if (i < n) {
-    const int rest = static_cast<int>(n - i);
-    (f.forward(V::load(a + i, rest)) * V::load(b + i, rest)).store(y + i, rest);
-  }
+  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+    const V gate = f.forward(load_lanes<V>(a + i, count));
+    store_lanes(gate * load_lanes<V>(b + i, count), y + i, count);
+  });
 }
 
 // Where both input and output are at hand, the output is read if that suffices; but of a sigmoid
@@ -153,18 +124,14 @@ void gated_backward(const void* grad_, const void* a_, const void* b_, void* da_
   T* db = static_cast<T*>(db_);
   const typename A::template Formula<V> f(nullptr);
   const bool saves_output = A::saves_output(nullptr);
-  for (int64_t i = 0; i < n; i += V::size) {
-    const bool whole = i + V::size <= n;
-    const int rest = static_cast<int>(n - i);
-    const auto load = [&](const T* p) { return whole ? V::load(p + i) : V::load(p + i, rest); };
-    const V g = load(grad);
-    const V x = load(a);
+  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+    const V g = load_lanes<V>(grad + i, count);
+    const V x = load_lanes<V>(a + i, count);
     const V y = f.forward(x);
-    const V dx = gate_gradient(f, g * load(b), x, y, saves_output);
-    const V dgate = g * y;
-    whole ? dx.store(da + i) : dx.store(da + i, rest);
-    whole ? dgate.store(db + i) : dgate.store(db + i, rest);
-  }
+    const V value = load_lanes<V>(b + i, count);
+    store_lanes(gate_gradient(f, g * value, x, y, saves_output), da + i, count);
+    store_lanes(g * y, db + i, count);
+  });
 }
 
 template <class T, class List>

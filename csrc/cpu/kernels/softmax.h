@@ -5,7 +5,8 @@
 #include <type_traits>
 
 #include "cpu/kernels/compute_type.h"
-#include "cpu/kernels/tables.h"
+#include "cpu/kernels/kernel_table.h"
+#include "cpu/kernels/loops.h"
 #include "math/exp.h"
 #include "math/log.h"
 
@@ -35,15 +36,6 @@ struct Behind {
 template <class C, int N>
 alignas(64) constexpr Behind<C, N> kBehind;
 
-template <class V, class T>
-FASTACT_FN V load_group(const T* p, int count) {
-  return count == V::size ? V::load(p) : V::load(p, count);
-}
-template <class V, class T>
-FASTACT_FN void store_group(V v, T* p, int count) {
-  count == V::size ? v.store(p) : v.store(p, count);
-}
-
 // What stands between x and the exponent z.
 enum class Scores { kPlain, kScaled, kMasked, kSelected };
 
@@ -51,15 +43,15 @@ enum class Scores { kPlain, kScaled, kMasked, kSelected };
 template <Scores kScores, class V, class T>
 FASTACT_FN V scores(const T* x, const T* mask, V scale, int count) {
   using C = typename V::scalar;
-  const V v = load_group<V>(x, count);
+  const V v = load_lanes<V>(x, count);
   if constexpr (kScores == Scores::kPlain) {
     return v;
   } else if constexpr (kScores == Scores::kScaled) {
     return v * scale;
   } else if constexpr (kScores == Scores::kMasked) {
-    return fma(v, scale, load_group<V>(mask, count));
+    return fma(v, scale, load_lanes<V>(mask, count));
   } else {
-    const V m = load_group<V>(mask, count);
+    const V m = load_lanes<V>(mask, count);
     return select(m < V(C(0)), m, v * scale);
   }
 }
@@ -153,7 +145,7 @@ FASTACT_FN void softmax_row(const T* x, const T* mask, T* y, const SoftmaxArgume
   for_each_group<T>(a.length, [&](auto group, int64_t i, int count) FASTACT_LAMBDA {
     using V = decltype(group);
     const V e = V::load(count == V::size ? exponentials + i : rest);
-    store_group(e * V(inverse), y + i, count);
+    store_lanes(e * V(inverse), y + i, count);
   });
 }
 
@@ -180,12 +172,12 @@ FASTACT_FN void log_softmax_rows(const T* x, const T* mask, int64_t mask_stride,
       using V = decltype(group);
       const V z =
           scores<kScores>(x + r * a.length + i, mask + r * mask_stride + i, V(scale), count);
-      store_group((z - V(largest[r])) - V(total[r]), y + r * a.length + i, count);
+      store_lanes((z - V(largest[r])) - V(total[r]), y + r * a.length + i, count);
     });
   }
 }
 
-// Rows whose logarithms are taken together have to stay in the first-level cache meanwhile.
+// Rows whose logarithms are taken together have to stay in the L1 meanwhile.
 constexpr int64_t kLongRow = 1024;
 
 // Rows this short lie side by side in the lanes of registers, so that no maximum, no sum and no
@@ -408,7 +400,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
                             V top = V::load(of_column + i);
                             FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
                               const T* p = x + (d + k) * stride + i;
-                              const V z = load_group<V>(p, count) * scale;
+                              const V z = load_lanes<V>(p, count) * scale;
                               top = max(top, z);
                             }
                             top.store(of_column + i);
@@ -419,7 +411,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
                             V sum = V::load(sums + i);
                             FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
                               const T* p = x + (d + k) * stride + i;
-                              const V z = load_group<V>(p, count) * scale - top;
+                              const V z = load_lanes<V>(p, count) * scale - top;
                               const V e = exp(z);
                               sum = sum + e;
                               (a.log ? z : e).store(scratch + (d + k) * row + i);
@@ -437,7 +429,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
                               const V v = V::load(scratch + (d + k) * row + i);
                               const V r = a.log ? v - t : v * t;
                               T* p = y + (d + k) * stride + i;
-                              store_group(r, p, count);
+                              store_lanes(r, p, count);
                             }
                           });
   }
@@ -463,23 +455,23 @@ void softmax_rows_backward(const void* grad_, const void* y_, void* dx_, int64_t
     if (a.length <= All::size) {
       for_each_group<T>(a.length, [&](auto group, int64_t, int count) FASTACT_LAMBDA {
         using V = decltype(group);
-        const V g = load_group<V>(grad, count);
-        const V v = load_group<V>(y, count);
+        const V g = load_lanes<V>(grad, count);
+        const V v = load_lanes<V>(y, count);
         const V sum(horizontal_sum(a.log ? g : g * v));
-        store_group(softmax_gradient(g, v, sum, V(scale), a.log), dx, count);
+        store_lanes(softmax_gradient(g, v, sum, V(scale), a.log), dx, count);
       });
       continue;
     }
     All sums(C(0));
     for_each_group<T>(a.length, [&](auto group, int64_t i, int count) FASTACT_LAMBDA {
       using V = decltype(group);
-      const V g = load_group<V>(grad + i, count);
-      accumulate(&sums, a.log ? g : g * load_group<V>(y + i, count), add);
+      const V g = load_lanes<V>(grad + i, count);
+      accumulate(&sums, a.log ? g : g * load_lanes<V>(y + i, count), add);
     });
     const C sum = horizontal_sum(sums);
     for_each_group<T>(a.length, [&](auto group, int64_t i, int count) FASTACT_LAMBDA {
       using V = decltype(group);
-      store_group(softmax_gradient(load_group<V>(grad + i, count), load_group<V>(y + i, count),
+      store_lanes(softmax_gradient(load_lanes<V>(grad + i, count), load_lanes<V>(y + i, count),
                                    V(sum), V(scale), a.log),
                   dx + i, count);
     });
@@ -504,8 +496,8 @@ void softmax_columns_backward(const void* grad_, const void* y_, void* dx_, int6
                             V sum = V::load(sums + i);
                             FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
                               const int64_t at = (d + k) * stride + i;
-                              const V g = load_group<V>(grad + at, count);
-                              const V v = load_group<V>(y + at, count);
+                              const V g = load_lanes<V>(grad + at, count);
+                              const V v = load_lanes<V>(y + at, count);
                               sum = a.log ? sum + g : fma(g, v, sum);
                             }
                             sum.store(sums + i);
@@ -515,10 +507,10 @@ void softmax_columns_backward(const void* grad_, const void* y_, void* dx_, int6
                             const V sum = V::load(sums + i);
                             FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
                               const int64_t at = (d + k) * stride + i;
-                              const V g = load_group<V>(grad + at, count);
-                              const V v = load_group<V>(y + at, count);
+                              const V g = load_lanes<V>(grad + at, count);
+                              const V v = load_lanes<V>(y + at, count);
                               const V r = softmax_gradient(g, v, sum, scale, a.log);
-                              store_group(r, dx + at, count);
+                              store_lanes(r, dx + at, count);
                             }
                           });
   }

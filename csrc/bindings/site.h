@@ -1,0 +1,11 @@
+// Sites of converted models: see site.cpp.
+#pragma once
+
+#include <Python.h>
+
+namespace fastact {
+
+// Adds to the Python module: Site, run_sequence, and what fastact/conversion/site.py sets up.
+void add_site(PyObject* module);
+
+}  // namespace fastact
