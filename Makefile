@@ -14,7 +14,7 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy fuzz guide architectures peers lint format wheel clean
+.PHONY: help test bench accuracy fuzz guide architectures models generated peers lint format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
