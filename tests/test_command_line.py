@@ -248,7 +248,7 @@ def test_selftest_of_a_device_that_is_not_there(capsys, device, text):
 
 def test_convert(capsys, file):
     code, out, _ = run(capsys, "convert", f"{file}:good")
-    assert code == 0 and "Linear" in out
+    assert code == 0 and "Sequential" in out and "each layer with what follows it" in out
     code, said, _ = run(capsys, "convert", f"{file}:good", "--mode", "training", "--json")
     assert code == 0 and json.loads(said)["mode"] == "training" and json.loads(said)["plan"]
     code, _, err = run(capsys, "convert", f"{file}:function")
