@@ -1,6 +1,6 @@
-// What the checks of every operator are made of. Each operator's check_...() is called by all of
-// its kernels (autograd, CPU, fake, composition) before one of them forms a pointer; a message
-// names operator, argument, what was expected and what came.
+// What the checks of every operator are made of. An operator's check_...() is called by whichever
+// of its kernels computes (CPU, fake, composition, and autograd where that composes) before one of
+// them forms a pointer; a message names operator, argument, what was expected and what came.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -31,7 +31,9 @@ inline const Tensor& value_or_undefined(const OptionalTensor& t) {
 }
 
 // Whether kernels may ask for sizes: nested tensors have none that fit one shape.
-inline bool has_sizes(const Tensor& t) { return t.layout() == at::kStrided && !t.is_nested(); }
+inline bool has_sizes(const Tensor& t) {
+  return t.defined() && t.layout() == at::kStrided && !t.is_nested();
+}
 
 // Compiled autograd traces a node with this tensor in place of a gradient that it does not know yet
 // (allocate_dummy in torch/_dynamo/compiled_autograd.py): fake kernels cannot check its shape.

@@ -25,7 +25,7 @@ void forward(const void* x_, void* y_, int64_t n, const double* parameters) {
   const T* x = static_cast<const T*>(x_);
   T* y = static_cast<T*>(y_);
   const typename A::template Formula<V> f(parameters);
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     store_lanes(f.forward(load_lanes<V>(x + i, count)), y + i, count);
   });
 }
@@ -38,7 +38,7 @@ void backward(const void* grad_, const void* saved_, void* dx_, int64_t n,
   const T* saved = static_cast<const T*>(saved_);
   T* dx = static_cast<T*>(dx_);
   const typename A::template Formula<V> f(parameters);
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     const V g = load_lanes<V>(grad + i, count);
     store_lanes(f.backward(g, load_lanes<V>(saved + i, count)), dx + i, count);
   });
@@ -51,7 +51,7 @@ void prelu(const void* x_, const void* slope_, int slope_step, void* y_, int64_t
   const T* slope = static_cast<const T*>(slope_);
   T* y = static_cast<T*>(y_);
   const V one_slope(load_scalar(slope));
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     const V s = slope_step ? load_lanes<V>(slope + i, count) : one_slope;
     store_lanes(Prelu::forward(load_lanes<V>(x + i, count), s), y + i, count);
   });
@@ -68,7 +68,7 @@ void prelu_backward(const void* grad_, const void* x_, const void* slope_, int s
   compute_t<T>* dslope = static_cast<compute_t<T>*>(dslope_);
   const V one_slope(load_scalar(slope));
   V sum(compute_t<T>(0));
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     const V g = load_lanes<V>(grad + i, count);
     const V v = load_lanes<V>(x + i, count);
     if (dx) {
@@ -96,7 +96,7 @@ void gated(const void* a_, const void* b_, void* y_, int64_t n) {
   const T* b = static_cast<const T*>(b_);
   T* y = static_cast<T*>(y_);
   const typename A::template Formula<V> f(nullptr);
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     const V gate = f.forward(load_lanes<V>(a + i, count));
     store_lanes(gate * load_lanes<V>(b + i, count), y + i, count);
   });
@@ -124,7 +124,7 @@ void gated_backward(const void* grad_, const void* a_, const void* b_, void* da_
   T* db = static_cast<T*>(db_);
   const typename A::template Formula<V> f(nullptr);
   const bool saves_output = A::saves_output(nullptr);
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     const V g = load_lanes<V>(grad + i, count);
     const V x = load_lanes<V>(a + i, count);
     const V y = f.forward(x);

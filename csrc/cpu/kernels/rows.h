@@ -17,7 +17,7 @@ void store_rows(const void* tile_, int64_t tile_stride, int64_t rows, int64_t co
   for (int64_t i = 0; i < rows; ++i) {
     const compute_t<T>* from = static_cast<const compute_t<T>*>(tile_) + i * tile_stride;
     T* to = static_cast<T*>(c_) + i * c_stride;
-    for_each_vector<V>(columns, [&](int64_t j, int count) FASTACT_LAMBDA {
+    for_each_vector<V>(columns, [&](int64_t j, auto count) FASTACT_LAMBDA {
       store_lanes(load_lanes<V>(from + j, count), to + j, count);
     });
   }
@@ -67,7 +67,7 @@ void add_to_tile(const void* x_, int64_t stride, int64_t rows, int64_t columns, 
   for (int64_t i = 0; i < rows; ++i) {
     const T* x = static_cast<const T*>(x_) + i * stride;
     compute_t<T>* tile = static_cast<compute_t<T>*>(tile_) + i * tile_stride;
-    for_each_vector<V>(columns, [&](int64_t j, int count) FASTACT_LAMBDA {
+    for_each_vector<V>(columns, [&](int64_t j, auto count) FASTACT_LAMBDA {
       const V sum = load_lanes<V>(tile + j, count) + load_lanes<V>(x + j, count);
       store_lanes(sum, tile + j, count);
     });
@@ -79,7 +79,7 @@ void widen_row(const void* x_, void* y_, int64_t n) {
   using V = Vec<compute_t<T>>;
   const T* x = static_cast<const T*>(x_);
   compute_t<T>* y = static_cast<compute_t<T>*>(y_);
-  for_each_vector<V>(n, [&](int64_t i, int count) FASTACT_LAMBDA {
+  for_each_vector<V>(n, [&](int64_t i, auto count) FASTACT_LAMBDA {
     store_lanes(load_lanes<V>(x + i, count), y + i, count);
   });
 }

@@ -58,8 +58,7 @@ struct GatedNode final : OperatorNode<GatedNode> {
 };
 
 bool differentiated_here(const Tensor& self) {
-  return is_kernel_dtype(self.scalar_type()) && self.layout() == at::kStrided &&
-         !self.is_nested() && !is_dual(self);
+  return has_sizes(self) && is_kernel_dtype(self.scalar_type()) && !is_dual(self);
 }
 
 Tensor forward_autograd(c10::DispatchKeySet keys, const GatedUnit& unit, const Tensor& self,
@@ -84,9 +83,8 @@ Tensor forward_autograd(c10::DispatchKeySet keys, const GatedUnit& unit, const T
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const GatedUnit& unit, const Tensor& grad,
                          const Tensor& self, int64_t dim) {
-  dim = check_gated_backward(unit, grad, self, dim);
   if (compute_requires_grad(grad, self) || !differentiated_here(self) || is_dual(grad)) {
-    return compose_gated_backward(unit, grad, self, dim);
+    return compose_gated_backward(unit, grad, self, check_gated_backward(unit, grad, self, dim));
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return unit.ops().backward.redispatch(keys & c10::after_autograd_keyset, grad, self, dim);

@@ -97,8 +97,6 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
                        const OptionalTensor& bias_, ActivationName activation,
                        at::ArrayRef<double> parameters, const OptionalTensor& slope_,
                        const OptionalTensor& residual_, bool save_output) {
-  check_defined("linear", "input", input);
-  check_defined("linear", "weight", weight);
   const Tensor& bias = value_or_undefined(bias_);
   const Tensor& slope = value_or_undefined(slope_);
   const Tensor& residual = value_or_undefined(residual_);
@@ -207,8 +205,6 @@ LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor&
                                          const OptionalTensor& slope, ActivationName activation,
                                          at::ArrayRef<double> parameters, LinearMask mask,
                                          bool save_output) {
-  const Epilogue epilogue("linear_backward", activation, parameters, slope);
-  check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   const auto each = {&value_or_undefined(saved),  &value_or_undefined(input),
                      &value_or_undefined(weight), &value_or_undefined(bias),
                      &value_or_undefined(slope),  &grad};
@@ -221,6 +217,8 @@ LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor&
                                          weight, bias, slope, activation, parameters, mask,
                                          save_output);
   }
+  const Epilogue epilogue("linear_backward", activation, parameters, slope);
+  check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   const bool saved_is_output = save_output && epilogue.saves_output();
   if (epilogue.is_identity() || saved_is_output) {
     return linear_gradients(epilogue, grad, value_or_undefined(saved), input, weight, mask);

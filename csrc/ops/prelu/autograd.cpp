@@ -33,13 +33,13 @@ struct PreluNode final : OperatorNode<PreluNode> {
 };
 
 bool differentiated_here(const Tensor& self, const Tensor& weight) {
-  return is_kernel_dtype(self.scalar_type()) && self.layout() == at::kStrided &&
-         !self.is_nested() && !is_dual(self) && !is_dual(weight);
+  return has_sizes(self) && is_kernel_dtype(self.scalar_type()) && !is_dual(self) &&
+         !is_dual(weight);
 }
 
 Tensor forward_autograd(c10::DispatchKeySet keys, const Tensor& self, const Tensor& weight) {
-  check_prelu("prelu", self, weight);
   if (C10_UNLIKELY(!differentiated_here(self, weight))) {
+    check_prelu("prelu", self, weight);
     return at::prelu(self, weight);
   }
   const auto node = make_node<PreluNode>(self, weight);
@@ -58,7 +58,6 @@ Tensor forward_autograd(c10::DispatchKeySet keys, const Tensor& self, const Tens
 
 std::tuple<Tensor, Tensor> backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
                                              const Tensor& self, const Tensor& weight) {
-  check_prelu_backward(grad, self, weight);
   if (compute_requires_grad(grad, self, weight) || !differentiated_here(self, weight) ||
       is_dual(grad)) {
     return compose_prelu_backward(grad, self, weight);

@@ -92,8 +92,7 @@ struct MaskedSoftmaxNode final : OperatorNode<MaskedSoftmaxNode> {
 };
 
 bool differentiated_here(const Tensor& self) {
-  return is_kernel_dtype(self.scalar_type()) && self.layout() == at::kStrided &&
-         !self.is_nested() && !is_dual(self);
+  return has_sizes(self) && is_kernel_dtype(self.scalar_type()) && !is_dual(self);
 }
 
 // `compute` runs below autograd; `describe` fills in the node, where there is one.
@@ -171,7 +170,6 @@ bool composed_backward(const Tensor& grad, const Tensor& output) {
 
 Tensor softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad, const Tensor& output,
                                  int64_t dim, double scale) {
-  check_softmax_backward("softmax_backward", grad, output, dim);
   if (composed_backward(grad, output)) {
     return compose_softmax_backward(grad, output, dim, scale);
   }
@@ -182,7 +180,6 @@ Tensor softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad, c
 
 Tensor log_softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
                                      const Tensor& output, int64_t dim) {
-  check_softmax_backward("log_softmax_backward", grad, output, dim);
   if (composed_backward(grad, output)) {
     return compose_log_softmax_backward(grad, output, dim);
   }
@@ -193,8 +190,8 @@ Tensor log_softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& gra
 Tensor masked_softmax_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
                                         const Tensor& output, const OptionalTensor& mask,
                                         int64_t dim, double scale, bool is_causal) {
-  check_masked_softmax_backward(grad, output, mask, dim, is_causal);
   if (composed_backward(grad, output)) {
+    check_masked_softmax_backward(grad, output, mask, dim, is_causal);
     return compose_masked_softmax_backward(grad, output, mask, dim, scale, is_causal);
   }
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -66,8 +66,7 @@ c10::intrusive_ptr<UnaryNode> unary_node(const Activation& activation, const Ten
 // What the node and the backward operator differentiate; ATen's own autograd does the rest
 // (complex, sparse and nested tensors, forward mode).
 bool differentiated_here(const Tensor& self) {
-  return is_kernel_dtype(self.scalar_type()) && self.layout() == at::kStrided &&
-         !self.is_nested() && !is_dual(self);
+  return has_sizes(self) && is_kernel_dtype(self.scalar_type()) && !is_dual(self);
 }
 
 Tensor forward_autograd(c10::DispatchKeySet keys, const Activation& activation, const Tensor& self,
@@ -91,8 +90,8 @@ Tensor forward_autograd(c10::DispatchKeySet keys, const Activation& activation, 
 
 Tensor backward_autograd(c10::DispatchKeySet keys, const Activation& activation, const Tensor& grad,
                          const Tensor& saved, const double* parameters) {
-  check_unary_backward(activation, grad, saved);
   if (compute_requires_grad(grad, saved) || !differentiated_here(saved) || is_dual(grad)) {
+    check_unary_backward(activation, grad, saved);
     return activation.compose_backward(grad, saved, parameters);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
