@@ -47,6 +47,8 @@ class Activation:
         ulp: the largest error of the float32 forward, in units in the last place, over all inputs;
             0: equal to PyTorch bit for bit.
         truth: the reference in float64 where PyTorch's own float64 loses digits.
+        twin_saves_output: whether what PyTorch's backward reads is the output, which must then not
+            be written to.
         family: "unary", or the name of the family with its own kernel: "prelu", "softmax".
         parameters: names and defaults, read from the operator's schema.
     """
@@ -61,6 +63,7 @@ class Activation:
     domain: tuple[float, float] = (-6.0, 6.0)
     ulp: float = 1.0
     truth: Callable[..., torch.Tensor] | None = None
+    twin_saves_output: bool = False
     family: str = "unary"
     parameters: Mapping[str, float] = field(init=False)
 
@@ -138,6 +141,7 @@ _ROWS = [
         inplace=True,
         inductor_fuses=True,
         ulp=0,
+        twin_saves_output=True,
     ),
     Activation(
         "relu6",
@@ -235,6 +239,7 @@ _ROWS = [
         module="Sigmoid",
         reference=torch.sigmoid,
         formula="1 / (1 + exp(-x))",
+        twin_saves_output=True,
     ),
     Activation(
         "logsigmoid",
@@ -242,7 +247,9 @@ _ROWS = [
         reference=F.logsigmoid,
         formula="-log1p(exp(-x))",
     ),
-    Activation("tanh", module="Tanh", reference=torch.tanh, formula="tanh(x)"),
+    Activation(
+        "tanh", module="Tanh", reference=torch.tanh, formula="tanh(x)", twin_saves_output=True
+    ),
     Activation(
         "hardtanh",
         module="Hardtanh",
@@ -326,6 +333,7 @@ _ROWS = [
         formula="exp(x) / sum(exp(x)) over dim",
         source="Bridle, Probabilistic Interpretation of Feedforward Network Outputs, 1990",
         family="softmax",
+        twin_saves_output=True,
     ),
     Activation(
         "log_softmax",
@@ -333,6 +341,7 @@ _ROWS = [
         reference=torch.log_softmax,
         formula="x - log(sum(exp(x))) over dim",
         family="softmax",
+        twin_saves_output=True,
     ),
 ]
 

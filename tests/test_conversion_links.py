@@ -448,3 +448,39 @@ def test_functions_replaced_after_the_conversion(name, mode, nested):
             counts.append(list(calls))
             torch.testing.assert_close(y, model(X))
     assert counts[1] == counts[0] != []
+
+
+# What torch.nn's modules hold and PyTorch's functions refuse, or take: a dimension that is a float,
+# ints of more than 64 bits.
+ODD_PARAMETERS = [
+    nn.Softmax(dim=1.0),
+    nn.LogSoftmax(dim=-1.0),
+    nn.Softmin(dim=1.0),
+    nn.Softmax(dim=True),
+    nn.LeakyReLU(2**70),
+    nn.LeakyReLU(True),
+    nn.ELU(2),
+    nn.Threshold(2**65, 0),
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("activation", ODD_PARAMETERS, ids=str)
+def test_parameters_are_taken_and_refused_as_eager_does(activation, mode):
+    def outcome(model):
+        try:
+            return model(X)
+        except Exception as error:
+            return type(error)
+
+    for model in (
+        nn.Sequential(nn.Linear(6, 4), activation),
+        with_forward("return self.act(self.fc(x))", fc=nn.Linear(6, 4), act=activation),
+    ):
+        converted = fastact.convert(model, mode=mode)
+        for _ in range(3):  # looked up first, confirmed then
+            mine, theirs = outcome(converted), outcome(model)
+            if isinstance(theirs, type):
+                assert mine is theirs
+            else:
+                torch.testing.assert_close(mine, theirs)

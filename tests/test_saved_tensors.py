@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from fastact import functional
-from fastact.testing.cases import FUSED_CASES, VARIED_FUSED_CASES
+from fastact.activations import REGISTRY
+from fastact.testing.cases import DEFAULT_CASES, FUSED_CASES, VARIED_FUSED_CASES
 
 # ---- outputs that are written to -----------------------------------------------------------------
 
@@ -44,7 +45,7 @@ def _gradients(function, operands, needed, residual):
 @pytest.mark.parametrize("fused", FUSED_CASES, ids=str)
 def test_output_may_be_written_to(fused, needed, residual):
     operands = _operands(fused)
-    reads_output = fused.name in ("relu", "sigmoid", "tanh", "softmax", "log_softmax")
+    reads_output = fused.name is not None and REGISTRY[fused.name].twin_saves_output
     if reads_output and (residual or needed != (0, 1, 2, 3, 4)):
         return  # unfused, as PyTorch: which refuses it
     mine = _gradients(lambda *a: _linear(fused, *a), operands, needed, residual)
@@ -208,3 +209,19 @@ def test_memory_that_was_taken_away(size):
         x.untyped_storage().resize_(size)
         with pytest.raises(RuntimeError):
             call()
+
+
+@pytest.mark.parametrize("case", DEFAULT_CASES, ids=str)
+def test_registry_says_what_pytorch_saves(case):
+    """Writing to what PyTorch keeps raises; converted models follow it."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    x = torch.randn(3, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = case.twin(x, *case.tensors(x))
+    if case.row.name in REGISTRY:
+        assert (y.data_ptr() in kept) == case.row.twin_saves_output

@@ -23,6 +23,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "bindings/function.h"
 #include "core/operator.h"
 #include "ops/linear/linear.h"
 
@@ -66,6 +67,7 @@ struct ActivationKind {
   Object variant;  // the attribute that decides between
   std::vector<std::pair<Object, std::string>> variants;
   bool has_slope = false;
+  bool takes_dim = false;  // its attribute is a dimension, which is no float
 };
 
 struct IdleKind {
@@ -164,22 +166,6 @@ PyObject* item(PyObject* dict, const Object& name) {
 }
 
 bool has(PyObject* dict, const Object& name) { return item(dict, name) != nullptr; }
-
-bool is_number(PyObject* object, double& value) {
-  if (PyFloat_CheckExact(object)) {
-    value = PyFloat_AS_DOUBLE(object);
-    return true;
-  }
-  if (PyLong_CheckExact(object)) {
-    value = PyLong_AsDouble(object);
-    if (value == -1.0 && PyErr_Occurred()) {
-      PyErr_Clear();
-      return false;
-    }
-    return true;
-  }
-  return false;
-}
 
 // ---- looking -----------------------------------------------------------------------------------
 
@@ -437,11 +423,11 @@ Look read_activation(PyObject* module, ActivationKind& kind, Epilogue& epilogue)
   }
   for (const Object& attribute : kind.attributes) {
     PyObject* const value = item(own.ptr(), attribute);
-    double number = 0;
-    if (!value || !is_number(value, number)) {
+    Argument<double> number;
+    if (!value || (kind.takes_dim && !PyLong_CheckExact(value)) || !number.read(value)) {
       return Look::kNo;
     }
-    epilogue.parameters.push_back(number);
+    epilogue.parameters.push_back(number.get());
   }
   epilogue.parameters.append(kind.constants.begin(), kind.constants.end());
   if (kind.has_slope) {
@@ -463,9 +449,9 @@ Look read_idle(PyObject* module, IdleKind& kind) {
   }
   if (kind.is_dropout) {
     PyObject* const p = item(own.ptr(), names().p);
-    double number = 0;
-    if (item(own.ptr(), names().training) != Py_False || !p || !is_number(p, number) ||
-        !(number >= 0 && number <= 1) || !kind.called.is_untouched()) {
+    Argument<double> number;
+    if (item(own.ptr(), names().training) != Py_False || !p || !number.read(p) ||
+        !(number.get() >= 0 && number.get() <= 1) || !kind.called.is_untouched()) {
       return Look::kNo;
     }
   }
@@ -565,11 +551,12 @@ std::unordered_map<PyObject*, Folded>& folded_weights() {
 // Null where a tensor has no version.
 const Folded* folded_of(PyObject* weight_object, const OptionalTensor& bias, PyObject* norm) {
   const Object own = instance_dict(norm);
-  double eps = 0;
+  Argument<double> number;
   PyObject* const eps_item = own ? item(own.ptr(), names().eps) : nullptr;
-  if (!eps_item || !is_number(eps_item, eps)) {
+  if (!eps_item || !number.read(eps_item)) {
     return nullptr;
   }
+  const double eps = number.get();
   const Tensor& weight = THPVariable_Unpack(weight_object);
   std::array<Fact, 6> facts{};
   bool has_versions = true;
@@ -1377,6 +1364,7 @@ void set_up(const pybind11::dict& given) {
       }
     }
     kind.has_slope = row[7].cast<bool>();
+    kind.takes_dim = row[8].cast<bool>();
     t.activations[type_of(row[0])] = kind;
   }
   for (const auto one : given["idle"]) {

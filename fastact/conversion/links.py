@@ -24,7 +24,7 @@ from torch.compiler import is_exporting
 from fastact import functional, nn
 from fastact.activations import REGISTRY, resolve
 from fastact.layers import LAYERS
-from fastact.nn.epilogue import has_hooks
+from fastact.nn.epilogue import ACTIVATION_MODULES, ActivationModule, has_hooks
 
 Module = torch.nn.Module
 
@@ -88,32 +88,27 @@ def born(owner: types.ModuleType, name: str) -> Callable[..., Any]:
 TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__}
 
 
-class ActivationModule(NamedTuple):
-    """How to read off a module what it computes now."""
+class KnownActivation(NamedTuple):
+    """A class of activation modules."""
 
-    forward: Callable[..., Any]  # as its class was born with it
-    name: str
-    attributes: tuple[str, ...] = ()  # the parameters, in the registry's order
-    constants: tuple[float, ...] = ()  # further ones, after those
-    # Where an attribute decides which activation it is: its name, and the activations by value.
-    variant: tuple[str, Mapping[str, str]] | None = None
+    row: ActivationModule
+    forward: Callable[..., Any]  # as the class was born with it
     # What its forward calls: the module of that function, and its name.
     function: tuple[types.ModuleType, str] | None = None
-    slope: bool = False
+
+    @property
+    def has_slope(self) -> bool:
+        return self.row.name == "prelu"
 
     def read(self, module: Module) -> Epilogue | None:
         """None where it cannot be fused as it is."""
-        own = module.__dict__
-        name = self.name if self.variant is None else self.variant[1].get(own.get(self.variant[0]))
-        parameters = [own.get(attribute) for attribute in self.attributes]
-        if name is None or not all(type(value) in (int, float) for value in parameters):
+        computed = self.row.read(module)
+        if computed is None or not all(type(value) in (int, float) for value in computed[1]):
             return None
-        slope = None
-        if self.slope:
-            slope = module._parameters.get("weight")
-            if not is_plain(slope):
-                return None
-        return Epilogue(name, (*parameters, *self.constants), slope, own.get("inplace") is True)
+        slope = module._parameters.get("weight") if self.has_slope else None
+        if self.has_slope and not is_plain(slope):
+            return None
+        return Epilogue(*computed, slope, module.__dict__.get("inplace") is True)
 
 
 _TENSORS = (Tensor, torch.nn.Parameter)
@@ -134,35 +129,17 @@ _CALLED = {
 }
 
 
-def _activation_modules() -> dict[type, ActivationModule]:
-    rows = {
-        row.module: {"name": row.name, "attributes": tuple(row.parameters)}
-        for row in REGISTRY.values()
-        if row.module is not None
-    } | {
-        # Its forward calls hardtanh with these, which somebody may have set.
-        "ReLU6": {"name": "hardtanh", "attributes": ("min_val", "max_val")},
-        "GELU": {
-            "name": "gelu",
-            "variant": ("approximate", {"none": "gelu", "tanh": "gelu_tanh"}),
-        },
-        "PReLU": {"name": "prelu", "slope": True},
-        # Without dim PyTorch warns, and guesses from the number of dimensions.
-        "Softmax": {"name": "softmax", "attributes": ("dim",), "constants": (1.0,)},
-        "Softmin": {"name": "softmax", "attributes": ("dim",), "constants": (-1.0,)},
-        "LogSoftmax": {"name": "log_softmax", "attributes": ("dim",)},
-    }
+def _activation_types() -> dict[type, KnownActivation]:
     found = {}
-    for name, row in rows.items():
+    for name, row in ACTIVATION_MODULES.items():
         theirs, ours = getattr(torch.nn, name), getattr(nn, name)
-        function = _CALLED.get(name, (F, row["name"]))
-        found[theirs] = ActivationModule(theirs.forward, function=function, **row)
-        found[ours] = ActivationModule(ours.forward, **row)
+        function = _CALLED.get(name, (F, row.name))
+        found[theirs] = KnownActivation(row, theirs.forward, function)
+        found[ours] = KnownActivation(row, ours.forward)
     return found
 
 
-# Without RReLU, which draws random numbers, and Softmax2d, which asks for a number of dimensions.
-ACTIVATION_TYPES = _activation_modules()
+ACTIVATION_TYPES = _activation_types()
 _BORN = {
     (owner.__name__, name): getattr(owner, name)
     for owner, name in (

@@ -24,6 +24,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.nn.modules import module as module_globals
 
 from fastact import _C
+from fastact.activations import REGISTRY
 from fastact.conversion import packing
 from fastact.conversion.links import (
     ACTIVATION_TYPES,
@@ -201,8 +202,8 @@ def disturbance() -> str | None:
 # ---- a fusion ----------------------------------------------------------------------------------
 
 # What PyTorch's backward reads of an activation is its result, so that eager does not allow writing
-# to that. Of all others it is their input: a fused one then keeps the value before the activation.
-KEEPS_RESULT = frozenset(("relu", "sigmoid", "tanh", "softmax", "log_softmax"))
+# to that. Of all others it is their input: a fused one then keeps the pre-activation.
+KEEPS_RESULT = frozenset(row.name for row in REGISTRY.values() if row.twin_saves_output)
 
 
 class Fusion:
@@ -538,15 +539,16 @@ def _set_up() -> None:
             "activations": [
                 (
                     kind,
-                    row.forward,
-                    _born_scope(row.function),
-                    row.name,
-                    row.attributes,
-                    list(row.constants),
-                    row.variant and (row.variant[0], dict(row.variant[1])),
-                    row.slope,
+                    known.forward,
+                    _born_scope(known.function),
+                    known.row.name,
+                    known.row.attributes,
+                    list(known.row.constants),
+                    known.row.variant and (known.row.variant[0], dict(known.row.variant[1])),
+                    known.has_slope,
+                    known.row.takes_dim,
                 )
-                for kind, row in ACTIVATION_TYPES.items()
+                for kind, known in ACTIVATION_TYPES.items()
             ],
             "idle": [
                 (kind, forward, _born_scope((F, "dropout")), kind is torch.nn.Dropout)

@@ -3,9 +3,9 @@ module computes when it is called now."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,47 +20,58 @@ from fastact.nn import activations
 _Computed = tuple[str, tuple[Any, ...]]
 
 
-def _reader(name: str) -> Callable[[torch.nn.Module], _Computed | None]:
-    names = tuple(REGISTRY[name].parameters)
-    if not names:
-        constant = (name, ())
-        return lambda module: constant
-    return lambda module: (name, tuple([getattr(module, parameter) for parameter in names]))
+class ActivationModule(NamedTuple):
+    """How to read off a module of torch.nn what it computes now."""
+
+    name: str
+    attributes: tuple[str, ...] = ()  # the parameters, in the registry's order
+    constants: tuple[float, ...] = ()  # further ones, after those
+    # Where an attribute decides which activation it is: its name, and the activations by value.
+    variant: tuple[str, Mapping[str, str]] | None = None
+
+    @property
+    def takes_dim(self) -> bool:
+        """Whether its attribute is a dimension: PyTorch guesses without one, and refuses floats."""
+        return self.attributes == ("dim",)
+
+    def read(self, module: torch.nn.Module) -> _Computed | None:
+        """The registry name, and the parameters whatever they are but for a dimension, which must
+        be an int; None where only the call tells. Runs nobody's code."""
+        own = module.__dict__
+        parameters = [own.get(attribute) for attribute in self.attributes]
+        if self.takes_dim and type(parameters[0]) is not int:
+            return None
+        name: str | None = self.name
+        if self.variant is not None:
+            value = own.get(self.variant[0])
+            name = self.variant[1].get(value) if type(value) is str else None
+        return None if name is None else (name, (*parameters, *self.constants))
 
 
-def _softmax_reader(name: str, *rest: float) -> Callable[[torch.nn.Module], _Computed | None]:
-    def read(module: torch.nn.Module) -> _Computed | None:
-        # Without dim PyTorch warns, and guesses from the number of dimensions; what is not an int
-        # it refuses or converts.
-        dim = module.dim
-        return (name, (dim, *rest)) if type(dim) is int else None
-
-    return read
-
-
-def _read_gelu(module: torch.nn.Module) -> _Computed | None:
-    name = {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
-    return None if name is None else (name, ())
-
-
-_BY_NAME: dict[str, Callable[[torch.nn.Module], _Computed | None]] = {
-    row.module: _reader(row.name) for row in REGISTRY.values() if row.module
+# By the name of the class. RReLU draws random numbers, GLU halves a dimension, Softmax2d asks for a
+# number of them.
+ACTIVATION_MODULES: Mapping[str, ActivationModule] = {
+    row.module: ActivationModule(row.name, tuple(row.parameters))
+    for row in REGISTRY.values()
+    if row.module
 } | {
-    "GELU": _read_gelu,
-    "Softmax": _softmax_reader("softmax", 1.0),
-    "Softmin": _softmax_reader("softmax", -1.0),
-    "LogSoftmax": _softmax_reader("log_softmax"),
+    # Its forward calls hardtanh with these, which somebody may have set.
+    "ReLU6": ActivationModule("hardtanh", ("min_val", "max_val")),
+    "GELU": ActivationModule(
+        "gelu", variant=("approximate", {"none": "gelu", "tanh": "gelu_tanh"})
+    ),
+    "Softmax": ActivationModule("softmax", ("dim",), (1.0,)),
+    "Softmin": ActivationModule("softmax", ("dim",), (-1.0,)),
+    "LogSoftmax": ActivationModule("log_softmax", ("dim",)),
 }
 
-# By exact type: torch.nn's and fastact's. A reader gives None where the module cannot be fused as
-# it is. RReLU draws random numbers, GLU halves a dimension, Softmax2d asks for a number of them.
-READERS: dict[type, Callable[[torch.nn.Module], _Computed | None]] = {
-    getattr(namespace, name): read
-    for name, read in _BY_NAME.items()
-    for namespace in (torch.nn, activations)
+# By exact type, torch.nn's and fastact's, with the forward of the class when fastact was imported:
+# it may have been patched since.
+_KNOWN = {
+    kind: (kind.forward, row)
+    for name, row in ACTIVATION_MODULES.items()
+    for kind in (getattr(torch.nn, name), getattr(activations, name))
 }
-# With the forward of the class when fastact was imported: it may have been patched since.
-_KNOWN = {kind: (kind.forward, read) for kind, read in READERS.items()}
 
 
 def observer(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,10 +115,10 @@ def computed_by(module: torch.nn.Module) -> _Computed | None:
     known = _KNOWN.get(kind)
     if known is None:
         return None
-    forward, read = known
+    forward, row = known
     if kind.forward is not forward or "forward" in module.__dict__ or has_hooks(module):
         return None
-    return read(module)
+    return row.read(module)
 
 
 def slope_of(prelu: torch.nn.Module) -> Tensor:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import KERNEL_DTYPES, REGISTRY
+from fastact.activations import GATED_UNITS, KERNEL_DTYPES, REGISTRY
 
 EXPECTED_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 # Preloaded, it makes malloc check its heap at every call and fill memory that is not in use.
@@ -151,7 +151,7 @@ class Generator:
             shapes |= dict.fromkeys(("residual", "grad", "saved"), (m, n))
         elif base == "prelu":
             shapes = {"self": (m, n, k), "grad": (m, n, k), "weight": (n,)}
-        elif base in ("glu", "swiglu", "geglu", "reglu"):
+        elif base in GATED_UNITS:
             shapes = {"self": (m, 2 * n), "grad": (m, n)}
         else:
             shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask"), (m, n))

@@ -123,10 +123,6 @@ Tensor gate_backward(Gate gate, const Tensor& grad, const Tensor& x) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 int64_t check_halves(const OperatorName& op, const Tensor& self, int64_t dim) {
   check_defined(op, "input", self);
   TORCH_CHECK(self.dim() > 0, op,
