@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +17,7 @@ from fastact import conversion, functional
 from fastact.activations import KERNEL_DTYPES
 from fastact.conversion import site
 from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
+from fastact.module_stack import ModuleStack
 from fastact.nn.epilogue import observer
 
 # What torch.ops.fastact.linear_algorithm() returns.
@@ -183,7 +178,7 @@ def explain(model_or_callable: Callable[..., Any], *example_inputs: Any) -> Repo
             f"got a compiled one, {type(model_or_callable).__name__}; explain what it was made of"
         )
     watch = _Watch(getattr(model_or_callable, "__self__", model_or_callable))
-    with watch.following_modules(), site.observing(watch.note_site), watch:
+    with watch.modules.following(observer), site.observing(watch.note_site), watch:
         model_or_callable(*example_inputs)
     return Report(tuple(watch.rows), tuple(watch.sites))
 
@@ -218,7 +213,7 @@ class _Watch(TorchDispatchMode):
         self._enabled = torch.ops.fastact.enabled()
         self._paths: dict[torch.nn.Module, str] = {}
         self._holders: dict[int, list[torch.nn.Module]] = {}  # of a parameter or buffer, by id
-        self._stack: list[torch.nn.Module] = []
+        self.modules = ModuleStack(self._note_module)
         if isinstance(root, torch.nn.Module):
             self._add(root, "")
 
@@ -230,37 +225,14 @@ class _Watch(TorchDispatchMode):
                 for tensor in (*module._parameters.values(), *module._buffers.values()):
                     self._holders.setdefault(id(tensor), []).append(module)
 
-    @contextmanager
-    def following_modules(self) -> Iterator[None]:
-        """By global hooks: those of a module would keep a converted pair apart."""
-        thread = threading.get_ident()
-
-        @observer
-        def enter(module: torch.nn.Module, args: Any) -> None:
-            if thread == threading.get_ident():
-                if module not in self._paths:
-                    self._add(module, type(module).__name__)
-                self._stack.append(module)
-
-        @observer
-        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if thread == threading.get_ident() and self._stack:
-                self._stack.pop()
-
-        hooks = [
-            register_module_forward_pre_hook(enter),
-            register_module_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _note_module(self, module: torch.nn.Module) -> None:
+        if module not in self._paths:
+            self._add(module, type(module).__name__)
 
     def _module_of(self, library: str, tensors: list[Tensor]) -> torch.nn.Module | None:
         """The innermost module being called. Of a fused pair, and in backward, none is: then the
         one that holds a tensor."""
-        caller = self._stack[-1] if self._stack else None
+        caller = self.modules.innermost
         if caller is not None and library != "fastact":
             return caller
         within = self._paths.keys() if caller is None else set(caller.modules())

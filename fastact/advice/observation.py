@@ -8,12 +8,10 @@ say nothing about it.
 
 from __future__ import annotations
 
-import contextlib
 import dis
 import inspect
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import CodeType, FrameType
@@ -21,10 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -40,6 +34,7 @@ from fastact.advice.operations import (
     tensors_in,
 )
 from fastact.advice.preservation import Preservation, eager, storage_of
+from fastact.module_stack import ModuleStack
 
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(module.__file__)) + os.sep
@@ -179,7 +174,7 @@ def observe(
     raised: Exception | None = None
     try:
         watch = _Watch(root, inputs, preservation)
-        with eager(), watch.following_modules(), watch:
+        with eager(), watch.modules.following(), watch:
             output = model(*example_inputs)
             if inspect.isgenerator(output):  # until it is asked, it has not run
                 output = list(output)
@@ -190,7 +185,7 @@ def observe(
                 watch.add_loss(function)
             else:
                 try:
-                    with eager(), watch.following_modules(), watch:
+                    with eager(), watch.modules.following(), watch:
                         loss(output)
                 except Exception as error:
                     raised = error
@@ -242,7 +237,7 @@ class _Watch(TorchFunctionMode):
         self._overwritten = WeakTensorKeyDictionary()  # of (the activation, which elements)
         self._paths: dict[torch.nn.Module, str] = {}
         self._holders: dict[int, torch.nn.Module] = {}  # of parameters and buffers, by id
-        self._stack: list[torch.nn.Module] = []
+        self.modules = ModuleStack(self._note_module)
         if root is not None:
             self._add(root, "")
         for tensor in inputs:
@@ -264,33 +259,12 @@ class _Watch(TorchFunctionMode):
                 if tensor is not None:
                     self._holders.setdefault(id(tensor), module)
 
-    @contextlib.contextmanager
-    def following_modules(self) -> Iterator[None]:
-        """By hooks of every module rather than of the model's, which stays as it is."""
-        thread = threading.get_ident()
-
-        def enter(module: torch.nn.Module, args: Any) -> None:
-            if thread == threading.get_ident():
-                if module not in self._paths:
-                    self._add(module, type(module).__name__)
-                self._stack.append(module)
-
-        def leave(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if thread == threading.get_ident() and self._stack:
-                self._stack.pop()
-
-        hooks = [
-            register_module_forward_pre_hook(enter),
-            register_module_forward_hook(leave, always_call=True),
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def _note_module(self, module: torch.nn.Module) -> None:
+        if module not in self._paths:
+            self._add(module, type(module).__name__)
 
     def _operation(self, call: Call) -> Operation:
-        module = self._stack[-1] if self._stack else None
+        module = self.modules.innermost
         if call.kind is Kind.LINEAR and (module is None or any(module.children())):
             module = self._holders.get(id(call.named["weight"]), module)  # of a fused pair
         frame = _users_frame()
