@@ -35,7 +35,7 @@ fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator wit
 	$(BIN)/python -m fastact.testing.misfits $(FUZZ_ARGS)
 
 models: .venv/installed ## convert models of other libraries (installed beside) and write docs/models.md
-	$(BIN)/python tools/models.py
+	$(BIN)/python -m tools.models
 
 generated: .venv/installed .venv/test-tools ## compare 10,000 random modules with their conversions
 	$(BIN)/python -m pytest -q -m slow tests/test_conversion_generated.py $(PYTEST_ARGS)

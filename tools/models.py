@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import fastact
+from benchmarks.machine import cpu_model
 from fastact.conversion import site
 from fastact.conversion.convert import survey as survey_of
 
@@ -252,12 +253,6 @@ def _counted(counter: Counter[str]) -> str:
     return "; ".join(f"{count} {what}" for what, count in counter.most_common()) or "-"
 
 
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo").read_text().splitlines()
-    named = dict(line.split("\t: ", 1) for line in facts if "\t: " in line)
-    return f"{named['model name']} (family {named['cpu family'].strip()})"
-
-
 def report(results: list[Result], failures: dict[str, str]) -> str:
     lines = [
         "# Models converted",
@@ -266,9 +261,8 @@ def report(results: list[Result], failures: dict[str, str]) -> str:
         "transformers' models in small configurations. Calls: of torch.nn.Linear in the original's",
         "forward. Sites of convolutions are found and wait for their operator. The error is the",
         "largest difference of an output, relative to its largest value.",
-        f"fastact {fastact.info()['version']}, PyTorch {torch.__version__}, {_processor()},",
-        f"{torch.get_num_threads()} threads. The ratio is the median of {ROUNDS} rounds, both models in",
-        "one process and a forward each: it moves by 10 % from run to run.",
+        f"PyTorch {torch.__version__}, {cpu_model()}, {torch.get_num_threads()} threads. The ratio",
+        f"is the median of {ROUNDS} rounds of a forward each, in one process and one run.",
         "",
         "| library | model | calls | fused, and with what | called as written, and why | sites |"
         " sites of convolutions | convert, s | error | eager / converted |",
