@@ -14,7 +14,6 @@ tensor([[1., 0., 2.]])
 
 from __future__ import annotations
 
-import linecache
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from torch.compiler import is_dynamo_compiling
 from fastact import _C
 from fastact.activations import REGISTRY, Activation, gelu_name, resolve
 from fastact.arguments import as_number
+from fastact.exec_source import exec_source
 from fastact.overrides import overrides_functions, traced
 
 # Under Dynamo a call of the bindings (C functions) cannot be traced, so each function calls the
@@ -84,15 +84,11 @@ def _define(row: Activation) -> Callable[..., torch.Tensor]:
     """The function of one unary activation: plain Python with its twin's signature, since
     ``*args`` would cost as much as the kernel. What it calls are names of this module, where Dynamo
     looks for them."""
-    text = _source(row)
-    file = f"<fastact.functional.{row.name}>"
-    # So that tracebacks and inspect.getsource() show the text.
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = globals()
     scope[f"_reference_{row.name}"] = row.reference
     scope[f"_bound_{row.name}"] = getattr(_C, row.name)
     scope[f"_bound_{row.name}_"] = getattr(_C, row.name + "_")
-    exec(compile(text, file, "exec"), scope)
+    exec_source(_source(row), f"<fastact.functional.{row.name}>", scope)
     function = scope[row.name]
     function.__doc__ = _doc(row)
     return function

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import linecache
-
 import torch
 from torch.compiler import is_dynamo_compiling  # noqa: F401  (in the text of _TEMPLATE)
 
 from fastact import _C, functional
 from fastact.activations import REGISTRY, Activation
+from fastact.exec_source import exec_source
 
 _TEMPLATE = """\
 def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -31,12 +30,10 @@ def _define(row: Activation) -> type[torch.nn.Module]:
         traced=arguments + (", inplace=self.inplace" if row.inplace else ""),
         bound=f"({bound}_ if self.inplace else {bound})" if row.inplace else bound,
     )
-    file = f"<fastact.nn.{row.module}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = globals()
     scope[bound] = getattr(_C, row.name)
     scope[bound + "_"] = getattr(_C, row.name + "_")
-    exec(compile(text, file, "exec"), scope)
+    exec_source(text, f"<fastact.nn.{row.module}>", scope)
     forward = scope.pop("forward")
     forward.__qualname__ = f"{row.module}.forward"
     return type(
