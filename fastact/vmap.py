@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import GATED_UNITS, REGISTRY, Activation
+from fastact.activations import REGISTRY, Activation
 
 ops = torch.ops.fastact
 
@@ -284,10 +284,10 @@ torch.library.register_vmap("fastact::linear_backward", _linear_backward)
 torch.library.register_vmap("fastact::linear_packed", _linear_packed)
 torch.library.register_vmap("fastact::masked_softmax", _masked_softmax)
 torch.library.register_vmap("fastact::masked_softmax_backward", _masked_softmax_backward)
-_register_softmax("softmax")
-_register_softmax("log_softmax")
-for _name in GATED_UNITS:
-    _register_gated(_name)
 for _row in REGISTRY.values():
-    if _row.family == "unary":
+    if _row.halves_dimension:
+        _register_gated(_row.name)
+    elif _row.along_dimension:
+        _register_softmax(_row.name)
+    elif not _row.takes_slope:
         _register_unary(_row)

@@ -16,7 +16,6 @@ from fastact import functional
 from fastact.activations import REGISTRY
 from fastact.testing.cases import (
     DTYPES,
-    GATED,
     assert_same_bits,
     pairs,
     random_tensor,
@@ -24,7 +23,7 @@ from fastact.testing.cases import (
     special_values,
 )
 
-NAMES = [unit.name for unit in GATED]
+NAMES = [row.name for row in REGISTRY.values() if row.halves_dimension]
 by_name = pytest.mark.parametrize("name", NAMES)
 # The half that the activation is applied to, and PyTorch's activation.
 GATES = {
