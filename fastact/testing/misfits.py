@@ -154,7 +154,7 @@ class Generator:
         elif base in GATED_UNITS:
             shapes = {"self": (m, 2 * n), "grad": (m, n)}
         else:
-            shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask"), (m, n))
+            shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask", "operand"), (m, n))
         values: dict[str, Any] = {
             "activation": activation,
             "slope": None,
