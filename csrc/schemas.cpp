@@ -6,7 +6,7 @@
 
 #include "core/activation.h"
 #include "core/epilogue.h"
-#include "cpu/dispatch.h"
+#include "cpu/coverage.h"
 #include "cpu/memory.h"
 #include "ops/gated/gated.h"
 
@@ -25,7 +25,7 @@ void define_unary(torch::Library& m, const Activation& activation) {
   const std::string parameters = text.str();
   const std::string name = activation.name;
   // pointwise: jagged nested tensors run the operator on their values. The in-place operator is for
-  // eager mode alone, and has no Tag::inplace (see autograd/unary.cpp).
+  // eager mode alone, and has no Tag::inplace (see ops/unary/autograd.cpp).
   m.def((name + "(Tensor self" + parameters + ") -> Tensor").c_str(), {at::Tag::pointwise});
   m.def((name + "_(Tensor(a!) self" + parameters + ") -> Tensor(a!)").c_str());
   m.def((name + "_backward(Tensor grad, Tensor saved" + parameters + ") -> Tensor").c_str(),
@@ -99,6 +99,10 @@ TORCH_LIBRARY(fastact, m) {
       "Tensor");
   // The algorithm of linear's product for these operands (cpu/gemm/gemm.h), or "aten".
   m.def("linear_algorithm(Tensor input, Tensor weight, bool packed=False) -> str");
+
+  // For explain: why the operator that was called last on this thread ran as the composition, else
+  // what kernels have against this tensor; "" where there is nothing.
+  m.def("take_obstacle(Tensor? operand=None) -> str", &take_obstacle);
 
   // Facts about the library: the CPU instruction set in use, those built (narrowest first), and
   // whether FASTACT_DISABLE=1 sends every call to ATen.

@@ -40,4 +40,9 @@ inline Dtype table_dtype(at::ScalarType dtype) {
   }
 }
 
+// The type that kernels compute a dtype in, and the bytes of an element of each.
+inline Dtype compute_dtype(Dtype dtype) { return dtype == kFloat64 ? kFloat64 : kFloat32; }
+inline int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+inline int64_t compute_size_of(Dtype dtype) { return size_of(compute_dtype(dtype)); }
+
 }  // namespace fastact

@@ -61,4 +61,16 @@ Tensor contiguous(const Tensor& t) {
   return result;
 }
 
+BorrowedTensor widened(const Tensor& t) {
+  const at::ScalarType dtype = compute_dtype(t.scalar_type());
+  BorrowedTensor row = borrow_contiguous(t);
+  if (dtype == t.scalar_type()) {
+    return row;
+  }
+  Tensor result = empty(t.sizes(), dtype);
+  kernels().gemm[table_dtype(t.scalar_type())].widen(row->const_data_ptr(),
+                                                     result.mutable_data_ptr(), t.numel());
+  return BorrowedTensor::owned(std::move(result));
+}
+
 }  // namespace fastact

@@ -1,34 +1,12 @@
-// What the CPU kernels of every operator ask of a tensor.
+// The elements of tensors as kernels read them: copies, contiguous ones, rows of a matrix.
 #pragma once
 
-#include "core/activation.h"
-#include "cpu/dispatch.h"
+#include <c10/util/MaybeOwned.h>
+
+#include "cpu/coverage.h"
+#include "cpu/gemm/gemm.h"
 
 namespace fastact {
-
-// Raises where the memory of a strided CPU tensor was taken away: sharded training resizes storages
-// to nothing between uses, and an untyped pointer does not tell.
-inline void check_allocated(const Tensor& t) {
-  const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
-  const c10::Storage& storage = impl->unsafe_storage();
-  const bool fits =
-      !impl->is_contiguous() ||
-      static_cast<std::size_t>(impl->storage_offset() + impl->numel()) * impl->itemsize() <=
-          storage.nbytes();
-  TORCH_CHECK(impl->numel() == 0 || (storage.data() && fits),
-              "fastact: expected a tensor whose storage holds its elements, got one of shape ",
-              t.sizes(), " on a storage of ", storage.nbytes(), " bytes");
-}
-
-// A strided CPU tensor of a dtype that the kernels compute, with no lazy bit to resolve.
-inline bool has_kernels(const Tensor& t) {
-  if (!is_kernel_dtype(t.scalar_type()) || t.layout() != at::kStrided || !t.is_cpu() ||
-      t.is_neg() || !enabled()) {
-    return false;
-  }
-  check_allocated(t);
-  return true;
-}
 
 // n elements of element_size bytes; strides in bytes.
 void copy_elements(int64_t element_size, const char* from, int64_t from_stride, char* to,
@@ -40,5 +18,57 @@ void copy(const Tensor& from, const Tensor& to);
 
 // `t` itself where it is contiguous, else a contiguous copy.
 Tensor contiguous(const Tensor& t);
+
+inline at::ScalarType compute_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Contiguous elements: t's own where it has them. Borrowed, since counting its owners up and down
+// takes 10 ns of a call's 1,000.
+using BorrowedTensor = c10::MaybeOwned<Tensor>;
+
+inline BorrowedTensor borrow_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? BorrowedTensor::borrowed(t) : BorrowedTensor::owned(contiguous(t));
+}
+
+// The same in the compute type.
+BorrowedTensor widened(const Tensor& t);
+
+// The rows of a tensor of any rank, which outlives this, as a matrix that gemm() reads as it lies,
+// else as a copy.
+struct MatrixView {
+  BorrowedTensor tensor;
+  GemmOperand operand;
+  int64_t rows;
+
+  explicit MatrixView(const Tensor& t)
+      : tensor(t.dim() == 2 && (t.stride(0) == 1 || t.stride(1) == 1) ? BorrowedTensor::borrowed(t)
+                                                                      : borrow_contiguous(t)) {
+    const int64_t columns = t.size(-1);
+    rows = columns ? t.numel() / columns : rows_of_empty(t);
+    operand = {tensor->const_data_ptr(), t.dim() == 2 ? tensor->stride(0) : columns,
+               t.dim() == 2 ? tensor->stride(1) : 1};
+    // A single row or column has a stride that says nothing.
+    if (rows == 1) {
+      operand.row_stride = columns;
+    }
+    if (columns == 1 && operand.row_stride != 1) {
+      operand.column_stride = 1;
+    }
+  }
+
+  GemmOperand transposed() const {
+    return {operand.data, operand.column_stride, operand.row_stride};
+  }
+
+ private:
+  static int64_t rows_of_empty(const Tensor& t) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i < t.dim() - 1; ++i) {
+      rows *= t.size(i);
+    }
+    return rows;
+  }
+};
 
 }  // namespace fastact

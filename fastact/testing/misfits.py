@@ -155,7 +155,7 @@ class Generator:
         elif row is not None and row.halves_dimension:
             shapes = {"self": (m, 2 * n), "grad": (m, n)}
         else:
-            shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask"), (m, n))
+            shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask", "operand"), (m, n))
         values: dict[str, Any] = {
             "activation": activation,
             "slope": None,

@@ -16,7 +16,7 @@ namespace {
 // fills 96 KiB of the L2, and the panel's part is read from there 32 times.
 constexpr int64_t kTileRows = 192;
 constexpr int64_t kPanelRowBytes = 256;  // of every dtype and instruction set
-constexpr int64_t kTileBytes = kTileRows * kPanelRowBytes;
+static_assert(kTileRows * kPanelRowBytes <= kMostTileBytes);
 // Of a product of few units, writing c takes the time: a tile has few rows, so that the next one
 // goes on in the same pages. The weight's gradient at 1x1024x1024 took 119 us with tiles of 174
 // rows, and takes 72 (2 threads, Zen 5).
@@ -24,7 +24,7 @@ constexpr int64_t kFewUnits = 32;
 constexpr int64_t kRowsOfFewUnits = 12;
 constexpr int64_t kPanelBytes = 64 << 10;     // of a panel that is packed a part at a time
 constexpr int64_t kUnitsPackedTogether = 16;  // whole registers of every type
-constexpr int64_t kSkinnyElements = kTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row
+constexpr int64_t kSkinnyElements = kMostTileBytes / 8 / kMaxGemmRows / 24 * 24;  // of each row
 
 // Multiply-adds that a thread is woken for: 4 us of one core, where waking it and waiting for it
 // take 1 us (Zen 5, benchmarks suite limits).
@@ -35,15 +35,6 @@ constexpr int64_t kParallelWork = int64_t{1} << 19;
 // memory beside them.
 constexpr int64_t kSummedTogether = 1 << 15;
 constexpr int64_t kLeastRowsSummed = 8;
-
-// Bytes of an element, and of one in a tile.
-int64_t size_of(Dtype dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
-int64_t compute_size_of(Dtype dtype) { return std::max<int64_t>(size_of(dtype), 4); }
-
-// Those of the compute type.
-const GemmKernels& compute_kernels(Dtype dtype) {
-  return kernels().gemm[dtype == kFloat64 ? kFloat64 : kFloat32];
-}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -89,48 +80,19 @@ struct Work {
     return p.epilogue.softmax && !transposed && p.m > kTileRows;
   }
 
-  // Where c[row][column] lies, in bytes.
-  int64_t place(int64_t row, int64_t column) const { return (row * p.c_stride + column) * size; }
+  int64_t offset(int64_t row, int64_t column) const { return row * p.c_stride + column; }
 
-  // The epilogue of a tile whose first element is c[row][column], or, transposed, whose rows are
-  // columns of c.
+  // Ends a tile whose first element is c[row][column], or, transposed, whose rows are columns of c.
   void finish(char* tile, int64_t tile_stride, int64_t rows, int64_t columns, int64_t row,
               int64_t column, bool transposed) const {
-    const GemmEpilogue& e = p.epilogue;
-    const int64_t first = transposed ? place(column, row) : place(row, column);
-    if (e.residual && transposed) {
-      return finish_transposed(tile, tile_stride, rows, columns, row, column);
+    if (transposed) {
+      std::swap(row, column);
     }
-    if (e.residual) {
-      g.add_to_tile(static_cast<const char*>(e.residual) + first, p.c_stride, rows, columns, tile,
-                    tile_stride);
-    }
-    const auto store = [&](void* to) {
-      (transposed ? g.store_transposed : g.store_rows)(tile, tile_stride, rows, columns,
-                                                       static_cast<char*>(to) + first, p.c_stride);
-    };
-    if (e.pre_activation) {
-      store(e.pre_activation);
-    }
-    if (e.activation) {  // of what is between the rows, too: less than a register each
-      e.activation(tile, tile, rows * tile_stride, e.parameters);
-    } else if (e.prelu) {
-      for (int64_t i = 0; i < rows; ++i) {
-        char* values = tile + i * tile_stride * compute_size;
-        const int64_t slope = e.slope_step * (transposed ? row + i : column);
-        e.prelu(values, static_cast<const char*>(e.slope) + slope * compute_size,
-                transposed ? 0 : e.slope_step, values, columns);
-      }
-    }
-    store(p.c);
-  }
-
-  // Not inlined: every tile would pay for its memory.
-  [[gnu::noinline]] void finish_transposed(const char* tile, int64_t tile_stride, int64_t rows,
-                                           int64_t columns, int64_t row, int64_t column) const {
-    alignas(64) char swapped[kTileBytes];
-    compute_kernels(p.dtype).store_transposed(tile, tile_stride, rows, columns, swapped, rows);
-    finish(swapped, rows, columns, rows, column, row, /*transposed=*/false);
+    const int64_t channel = p.epilogue.channels == Along::kColumns ? column : row;
+    p.epilogue.stages.finish(
+        p.dtype,
+        {tile, tile_stride, rows, columns, offset(row, column), p.c_stride, channel, transposed},
+        p.c);
   }
 
   // What follows when rows of c are complete.
@@ -151,7 +113,7 @@ struct Work {
     const int64_t blocks = ceil_div(rows, height);
     const int64_t together = whole_rows ? count : 1;
     split(blocks * count / together, [&](int64_t begin, int64_t end) {
-      alignas(64) char tile[kTileBytes];
+      alignas(64) char tile[kMostTileBytes];
       alignas(64) char memory[kPanelBytes];
       alignas(64) char whole_bias[kPanelRowBytes];
       for (int64_t k = begin * together; k < end * together; ++k) {
@@ -160,11 +122,12 @@ struct Work {
         const int64_t tile_rows = std::min(height, rows - row);
         const int tile_columns = static_cast<int>(std::min(g.panel, columns - column));
         const int64_t tile_stride = ceil_div(tile_columns, g.lanes) * g.lanes;
+        const bool bias_per_row = (p.epilogue.channels == Along::kRows) != transposed;
         const char* bias = static_cast<const char*>(p.epilogue.bias);
         if (bias) {
-          bias += (transposed ? row : column) * compute_size;
+          bias += (bias_per_row ? row : column) * compute_size;
         }
-        if (bias && !transposed && tile_columns < tile_stride) {
+        if (bias && !bias_per_row && tile_columns < tile_stride) {
           const int64_t bytes = tile_columns * compute_size;
           std::memcpy(whole_bias, bias, bytes);
           std::memset(whole_bias + bytes, 0, tile_stride * compute_size - bytes);
@@ -176,9 +139,9 @@ struct Work {
           const auto [b, b_bytes] = panel(k % count, first, own_units, memory);
           const bool stored = !transposed && first + own_units == units;
           g.tile({static_cast<const char*>(a) + row * row_bytes + first * g.unit_bytes, row_bytes,
-                  b, b_bytes, own_units, tile_rows, tile_columns, bias, transposed,
+                  b, b_bytes, own_units, tile_rows, tile_columns, bias, bias_per_row,
                   /*accumulate=*/first > 0, tile, tile_stride,
-                  stored ? static_cast<const char*>(p.c) + place(row, column) : nullptr,
+                  stored ? static_cast<const char*>(p.c) + offset(row, column) * size : nullptr,
                   p.c_stride * size});
           first += own_units;
         } while (first < units);
@@ -195,7 +158,7 @@ struct Work {
     const int64_t width =
         std::min(kSkinnyElements, std::max<int64_t>(ceil_div(ceil_div(p.n, threads), 24), 1) * 24);
     split(ceil_div(p.n, width), [&](int64_t begin, int64_t end) {
-      alignas(64) char tile[kTileBytes];
+      alignas(64) char tile[kMostTileBytes];
       for (int64_t block = begin; block < end; ++block) {
         const int64_t column = block * width;
         const int64_t columns = std::min(width, p.n - column);
@@ -318,7 +281,8 @@ GemmAlgorithm gemm_algorithm(const GemmProblem& p) {
   if (p.packed_b) {
     return GemmAlgorithm::kPackedB;
   }
-  if (p.m <= kMaxGemmRows && p.a.column_stride == 1 && b_along_k) {
+  if (p.m <= kMaxGemmRows && p.a.column_stride == 1 && b_along_k &&
+      p.epilogue.channels == Along::kColumns) {
     return GemmAlgorithm::kSkinny;
   }
   if (p.b.column_stride == 1 && p.m <= 4 * kMaxGemmRows &&
@@ -384,7 +348,7 @@ void gemm_column_sums(Dtype dtype, const void* x, int64_t m, int64_t n, void* su
     }
   });
   std::memset(sums, 0, sums_bytes);
-  compute_kernels(dtype).add_rows(parts, n + more_sums, blocks, n + more_sums, sums);
+  kernels().gemm[compute_dtype(dtype)].add_rows(parts, n + more_sums, blocks, n + more_sums, sums);
 }
 
 }  // namespace fastact

@@ -1,11 +1,11 @@
-// Matrix products on strided memory: chooses a algorithm by shape, packs, splits over threads,
+// Matrix products on strided memory: chooses an algorithm by shape, packs, splits over threads,
 // finishes each tile while it is in cache. Knows no tensors, so that convolutions and recurrent
 // layers can use it on parts of theirs.
 #pragma once
 
 #include <functional>
 
-#include "cpu/dispatch.h"
+#include "cpu/stages.h"
 
 namespace fastact {
 
@@ -16,18 +16,13 @@ struct GemmOperand {
   int64_t column_stride;
 };
 
-// What becomes of a finished tile of a b. Pointers to numbers are to the compute type of the dtype
-// (see kernels/tables.h), but for `pre_activation` and `residual`.
+// What becomes of a finished tile of a b.
 struct GemmEpilogue {
-  const void* bias = nullptr;  // n of them, or null
-  UnaryKernel activation = nullptr;
-  const double* parameters = nullptr;
-  PreluKernel prelu = nullptr;
-  const void* slope = nullptr;
-  int slope_step = 0;                         // 1: a slope for each column
-  void* pre_activation = nullptr;             // gets the pre-activation; the dtype and layout of c
-  const void* residual = nullptr;             // added before the activation; as `pre_activation`
-  const SoftmaxArguments* softmax = nullptr;  // at last, of whole rows of c, which must be dense
+  const void* bias = nullptr;        // of the compute type (kernels/compute_type.h), or null
+  Along channels = Along::kColumns;  // how the bias lies along c
+  Stages stages;
+  const SoftmaxArguments* softmax =
+      nullptr;  // at last, of whole rows of c, which must be contiguous
 };
 
 // c[m][n] = epilogue(a[m][k] b[k][n]), rows of c `c_stride` elements apart.

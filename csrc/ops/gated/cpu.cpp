@@ -73,7 +73,7 @@ Tensor dense(const Tensor& self) {
 
 Tensor gated_cpu(const GatedUnit& unit, const Tensor& self, int64_t dim) {
   dim = check_gated(unit, self, dim);
-  if (!has_kernels(self)) {
+  if (!covered(self)) {
     return compose_gated(unit, self, dim);
   }
   const Tensor own = dense(self);
@@ -98,7 +98,7 @@ Tensor gated_cpu(const GatedUnit& unit, const Tensor& self, int64_t dim) {
 Tensor gated_backward_cpu(const GatedUnit& unit, const Tensor& grad, const Tensor& self,
                           int64_t dim) {
   dim = check_gated_backward(unit, grad, self, dim);
-  if (!has_kernels(self) || !has_kernels(grad)) {
+  if (!covered(self, grad)) {
     return compose_gated_backward(unit, grad, self, dim);
   }
   const Tensor own = dense(self);

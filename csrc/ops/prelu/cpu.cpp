@@ -84,10 +84,6 @@ void for_each_run(const Rows& r, const Units& u, int64_t begin, int64_t end, con
   }
 }
 
-bool covered(const Tensor& self, const Tensor& weight) {
-  return has_kernels(self) && has_kernels(weight) && self.scalar_type() == weight.scalar_type();
-}
-
 }  // namespace
 
 Tensor prelu_cpu(const Tensor& self, const Tensor& weight) {
@@ -126,7 +122,7 @@ Tensor prelu_cpu(const Tensor& self, const Tensor& weight) {
 std::tuple<Tensor, Tensor> prelu_backward_cpu(const Tensor& grad, const Tensor& self,
                                               const Tensor& weight) {
   check_prelu_backward(grad, self, weight);
-  if (!covered(self, weight) || !has_kernels(grad)) {
+  if (!covered(self, weight, grad)) {
     return compose_prelu_backward(grad, self, weight);
   }
   const int64_t slopes = weight.numel();

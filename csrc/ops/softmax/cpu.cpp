@@ -220,9 +220,15 @@ Tensor backward(const Tensor& grad, const Tensor& output, int64_t dim, double sc
 
 // Whether the kernels of rows serve `t` under this mask.
 bool covered_by_rows(const Tensor& t, const OptionalTensor& mask, int64_t dim) {
-  return has_kernels(t) && t.dim() > 0 && dim == t.dim() - 1 &&
-         (!is_defined(mask) || (mask->is_cpu() && mask->layout() == at::kStrided &&
-                                (mask->scalar_type() == at::kBool || has_kernels(*mask))));
+  if (!covered(t)) {
+    return false;
+  }
+  if (t.dim() == 0 || dim != t.dim() - 1) {
+    return not_covered("a softmax with a mask over another dimension than the last");
+  }
+  const bool is_boolean = is_defined(mask) && mask->is_cpu() && mask->layout() == at::kStrided &&
+                          mask->scalar_type() == at::kBool;
+  return !is_defined(mask) || is_boolean || covered(*mask);
 }
 
 }  // namespace
@@ -242,7 +248,7 @@ Tensor masked_softmax_backward_cpu(const Tensor& grad, const Tensor& output,
                                    const OptionalTensor& mask, int64_t dim, double scale,
                                    bool is_causal) {
   dim = check_masked_softmax_backward(grad, output, mask, dim, is_causal);
-  if (!has_kernels(grad) || !covered_by_rows(output, mask, dim)) {
+  if (!covered(grad) || !covered_by_rows(output, mask, dim)) {
     return compose_masked_softmax_backward(grad, output, mask, dim, scale, is_causal);
   }
   if (!is_causal && !is_defined(mask)) {
@@ -281,25 +287,24 @@ Tensor masked_softmax_backward_cpu(const Tensor& grad, const Tensor& output,
 }
 
 Tensor softmax_cpu(const Tensor& self, int64_t dim, double scale) {
-  return has_kernels(self) ? forward(self, dim, scale, /*log=*/false)
-                           : compose_softmax(self, dim, scale);
+  return covered(self) ? forward(self, dim, scale, /*log=*/false)
+                       : compose_softmax(self, dim, scale);
 }
 
 Tensor log_softmax_cpu(const Tensor& self, int64_t dim) {
-  return has_kernels(self) ? forward(self, dim, 1, /*log=*/true) : at::log_softmax(self, dim);
+  return covered(self) ? forward(self, dim, 1, /*log=*/true) : at::log_softmax(self, dim);
 }
 
 Tensor softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim, double scale) {
   dim = check_softmax_backward("softmax_backward", grad, output, dim);
-  return has_kernels(grad) && has_kernels(output)
-             ? backward(grad, output, dim, scale, /*log=*/false)
-             : compose_softmax_backward(grad, output, dim, scale);
+  return covered(grad, output) ? backward(grad, output, dim, scale, /*log=*/false)
+                               : compose_softmax_backward(grad, output, dim, scale);
 }
 
 Tensor log_softmax_backward_cpu(const Tensor& grad, const Tensor& output, int64_t dim) {
   dim = check_softmax_backward("log_softmax_backward", grad, output, dim);
-  return has_kernels(grad) && has_kernels(output) ? backward(grad, output, dim, 1, /*log=*/true)
-                                                  : compose_log_softmax_backward(grad, output, dim);
+  return covered(grad, output) ? backward(grad, output, dim, 1, /*log=*/true)
+                               : compose_log_softmax_backward(grad, output, dim);
 }
 
 }  // namespace fastact

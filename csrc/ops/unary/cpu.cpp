@@ -97,7 +97,7 @@ void forward_into(const Activation& activation, const Tensor& self, Tensor& resu
 
 Tensor unary_cpu(const Activation& activation, const Tensor& self, const double* parameters) {
   activation.check(parameters);
-  if (C10_UNLIKELY(!has_kernels(self))) {
+  if (C10_UNLIKELY(!covered(self))) {
     return activation.compose(self, parameters);
   }
   Tensor result =
@@ -109,7 +109,7 @@ Tensor unary_cpu(const Activation& activation, const Tensor& self, const double*
 Tensor& unary_inplace_cpu(const Activation& activation, Tensor& self, const double* parameters) {
   activation.check(parameters);
   at::assert_no_internal_overlap(self);
-  if (C10_UNLIKELY(!has_kernels(self))) {
+  if (C10_UNLIKELY(!covered(self))) {
     return self.copy_(activation.compose(self, parameters));
   }
   forward_into(activation, self, self, parameters);
@@ -119,7 +119,7 @@ Tensor& unary_inplace_cpu(const Activation& activation, Tensor& self, const doub
 Tensor unary_backward_cpu(const Activation& activation, const Tensor& grad, const Tensor& saved,
                           const double* parameters) {
   check_unary_backward(activation, grad, saved);
-  if (C10_UNLIKELY(!has_kernels(saved) || !has_kernels(grad))) {
+  if (C10_UNLIKELY(!covered(saved, grad))) {
     return activation.compose_backward(grad, saved, parameters);
   }
   const UnaryBackwardKernel kernel =

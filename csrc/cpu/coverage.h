@@ -1,0 +1,57 @@
+// May the CPU kernels take these operands? Decided here; where they may not, explain is told why.
+#pragma once
+
+#include "core/activation.h"
+#include "core/checks.h"
+#include "cpu/dispatch.h"
+
+namespace fastact {
+
+// Raises where the memory of a strided CPU tensor was taken away: sharded training resizes storages
+// to nothing between uses, and an untyped pointer does not tell.
+inline void check_allocated(const Tensor& t) {
+  const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
+  const c10::Storage& storage = impl->unsafe_storage();
+  const bool fits =
+      !impl->is_contiguous() ||
+      static_cast<std::size_t>(impl->storage_offset() + impl->numel()) * impl->itemsize() <=
+          storage.nbytes();
+  TORCH_CHECK(impl->numel() == 0 || (storage.data() && fits),
+              "fastact: expected a tensor whose storage holds its elements, got one of shape ",
+              t.sizes(), " on a storage of ", storage.nbytes(), " bytes");
+}
+
+// A strided CPU tensor of a dtype that the kernels compute, with no lazy bit to resolve.
+inline bool has_kernels(const Tensor& t) {
+  if (!is_kernel_dtype(t.scalar_type()) || t.layout() != at::kStrided || !t.is_cpu() ||
+      t.is_neg() || !enabled()) {
+    return false;
+  }
+  check_allocated(t);
+  return true;
+}
+
+// Leaves word for explain why the operator that runs on this thread calls its composition: "no
+// kernel for" this. Returns false.
+bool not_covered(std::string what);
+// The same where kernels do not take one of these operands, or not all of them together.
+bool none_covered(at::ArrayRef<const Tensor*> operands);
+
+inline const Tensor* operand(const Tensor& t) { return &t; }
+inline const Tensor* operand(const OptionalTensor& t) { return t ? &*t : nullptr; }
+
+// Whether kernels take operands of one dtype, those that are there.
+template <class... T>
+bool covered(const Tensor& first, const T&... others) {
+  const auto fits = [&](const Tensor* t) {
+    return !t || !t->defined() || (has_kernels(*t) && t->scalar_type() == first.scalar_type());
+  };
+  return (has_kernels(first) && (fits(operand(others)) && ...)) ||
+         none_covered({operand(first), operand(others)...});
+}
+
+// What was left for explain since the last call, else what kernels have against `operand`; "" where
+// there is nothing.
+std::string take_obstacle(const OptionalTensor& operand);
+
+}  // namespace fastact
