@@ -32,7 +32,7 @@ def call(name: str, *args: Any) -> Any:
     packet, arguments = _operator(name)
     if not _ORDINARY.issuperset(map(type, args)):
         if torch._C._is_torch_function_enabled() and any(map(overrides_functions, args)):
-            return _TWINS[name](*args)
+            return TWINS[name](*args)
         if any(isinstance(value, torch.fx.Proxy) for value in args):
             return packet(*args)
     # Under a mode, such as torch.set_default_device, every call comes here, mostly with what needs
@@ -50,7 +50,7 @@ def traced(name: str, *args: Any) -> Any:
     """The same where Dynamo traces the call, with plain tensors and numbers too. It knows of a
     class only that it has a ``__torch_function__``, be it torch.Tensor's own."""
     if has_torch_function(args):
-        return _TWINS[name](*args)
+        return TWINS[name](*args)
     return getattr(torch.ops.fastact, name)(*args)
 
 
@@ -185,10 +185,10 @@ def _twins(row: Activation) -> dict[str, Callable[..., Any]]:
     return {row.name: twin} | (in_place if row.family == "unary" else {})
 
 
-_TWINS: dict[str, Callable[..., Any]] = {}
+TWINS: dict[str, Callable[..., Any]] = {}
 for _row in REGISTRY.values():
-    _TWINS |= _twins(_row)
-_TWINS |= {
+    TWINS |= _twins(_row)
+TWINS |= {
     "softmax": _softmax,
     "masked_softmax": _masked_softmax,
     "linear": _linear,

@@ -4,7 +4,8 @@ Without a rule functorch would call the operator once for every element of the b
 (The C++ headers for batching rules include a JSON header that no PyTorch wheel ships.)
 
 Most operators compute the same with a batch in front of their tensors, so that one rule serves
-them. Where the batch has weights of its own, a composition of PyTorch's functions computes.
+them. Where the batch has weights of its own, a composition of PyTorch's functions computes, as it
+does for operators that have no rule here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fastact.activations import REGISTRY
 from fastact.layers import LAYERS, Layer
+from fastact.overrides import TWINS
 
 ops = torch.ops.fastact
 
@@ -220,6 +222,15 @@ def _before_activation(info: Any, named: dict[str, Any], dims: dict[str, Any]) -
     return found if row.takes_slope else (found, None)
 
 
+def _composed(twin: Callable[..., Any]) -> _Rule:
+    """The rule of any operator: what PyTorch's functions compute under torch.func.vmap."""
+
+    def rule(info: Any, in_dims: Any, *given: Any) -> Any:
+        return torch.func.vmap(twin, in_dims=in_dims)(*given), 0
+
+    return rule
+
+
 # ---- registration ------------------------------------------------------------------------------
 
 
@@ -238,7 +249,7 @@ def _rules() -> dict[str, _Rule]:
         for kind in ("", "_training", "_packed"):
             found[row.name + kind] = _forward(row, getattr(ops, row.name + kind))
         found[row.name + "_backward"] = _backward(row, getattr(ops, row.name + "_backward"))
-    return found
+    return {name: _composed(twin) for name, twin in TWINS.items()} | found
 
 
 _RULES = _rules()

@@ -25,11 +25,11 @@ void Stages::finish(Dtype dtype, const FinishedTile& tile, void* c) const {
 // Not inlined: every tile would pay for its memory.
 [[gnu::noinline]] void Stages::finish_transposed(Dtype dtype, const FinishedTile& tile,
                                                  void* c) const {
-  alignas(64) char turned[kMostTileBytes];
+  alignas(64) char transposed[kMostTileBytes];
   kernels().gemm[compute_dtype(dtype)].store_transposed(tile.values, tile.stride, tile.rows,
-                                                        tile.columns, turned, tile.rows);
+                                                        tile.columns, transposed, tile.rows);
   FinishedTile rows_of_c = tile;
-  rows_of_c.values = turned;
+  rows_of_c.values = transposed;
   rows_of_c.stride = tile.rows;
   rows_of_c.rows = tile.columns;
   rows_of_c.columns = tile.rows;

@@ -54,7 +54,7 @@ void gemm(const GemmProblem& problem);
 int64_t gemm_packed_bytes(Dtype dtype, int64_t k, int64_t n);
 void gemm_pack(Dtype dtype, int64_t k, int64_t n, const GemmOperand& b, void* packed);
 
-// sums[j] = x[0][j] + x[1][j] + ... over m dense rows; sums are of the compute type. form(row,
+// sums[j] = x[0][j] + x[1][j] + ... over m contiguous rows; sums are of the compute type. form(row,
 // rows, more) is called, on any thread, before these rows are read: it may write them, and add to
 // the `more_sums` numbers at `more`, which are summed into those behind the n of sums.
 void gemm_column_sums(
