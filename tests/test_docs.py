@@ -17,8 +17,9 @@ from fastact.testing import accuracy, operators
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
+OPERATOR_GUIDE = ROOT / "docs" / "adding-an-operator.md"
 # Whose programs have tests of their own: here, and in test_guide.py.
-TESTED_ELSEWHERE = (GUIDE, ROOT / "docs" / "activations.md")
+TESTED_ELSEWHERE = (GUIDE, OPERATOR_GUIDE, ROOT / "docs" / "activations.md")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTED = ["", ".conversion.convert", ".environment", ".explanation", ".functional", ".memory"]
 DOCUMENTED += [".nn.linear", ".testing.ulp", ".advice", ".advice.merging", ".drawing"]
@@ -57,7 +58,8 @@ def test_programs_run(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+    prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)#]+)", prose):
         if "://" not in target:
             assert (document.parent / target).exists(), target
 
@@ -134,12 +136,13 @@ def test_operators_document_is_up_to_date(capsys):
     assert operators.main(["--check"]) == 0, capsys.readouterr().err
 
 
-# ---- docs/adding-an-activation.md --------------------------------------------------------------
+# ---- docs/adding-an-activation.md, docs/adding-an-operator.md ----------------------------------
 
 
 def copy_of_the_repository(folder):
     """The sources, and what was built of them, so that only what the edits touch is built again."""
-    for name in ("csrc", "fastact", "build_backend", "setup.py", "pyproject.toml", "LICENSE"):
+    folders = ("csrc", "fastact", "build_backend", "benchmarks", "tests")
+    for name in (*folders, "setup.py", "pyproject.toml", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, folder / name)
     built = Path("build", f"torch-{torch.__version__}-{sys.implementation.cache_tag}")
@@ -187,13 +190,62 @@ print("all of it")
 """
 
 
-def test_adding_an_activation(tmp_path):
-    patches = blocks(GUIDE, "diff")
-    assert len(patches) == 3
-    copy_of_the_repository(tmp_path)
+# A file of the operator's guide, by its path.
+NEW_FILES = re.compile(r"^`(\S+)`:\n\n```(?:cpp|python)\n(.*?)^```$", re.M | re.S)
+MOST_EDITS = 8  # beside the family's own folder
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the repository with the edits of both guides, built."""
+    folder = tmp_path_factory.mktemp("extended")
+    copy_of_the_repository(folder)
+    patches = [*blocks(GUIDE, "diff"), *blocks(OPERATOR_GUIDE, "diff")]
+    assert len(patches) == 3 + 7
     for patch in patches:
-        run(tmp_path, "git", "apply", "--recount", "-", input=patch)
-    run(tmp_path, sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
+        run(folder, "git", "apply", "--recount", "-", input=patch)
+    for path, text in NEW_FILES.findall(OPERATOR_GUIDE.read_text()):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    run(folder, sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
+    return folder
+
+
+def test_adding_an_activation(extended):
     [program] = blocks(GUIDE, "python")
-    python(program, tmp_path)
-    assert python(FOLLOWS.format(folder=str(tmp_path)), tmp_path).strip() == "all of it"
+    python(program, extended)
+    assert python(FOLLOWS.format(folder=str(extended)), extended).strip() == "all of it"
+
+
+def test_adding_an_operator(extended):
+    environment = os.environ | {"PYTHONPATH": str(extended)}
+    tests = ["tests/test_linear_swiglu.py", "tests/test_registry.py", "tests/test_opcheck.py"]
+    run(extended, sys.executable, "-m", "pytest", "-q", *tests, env=environment)
+    said = ["--suite", "linear_swiglu", "--list"]
+    run(extended, sys.executable, "-m", "benchmarks", *said, env=environment)
+    program = """
+import torch, fastact
+from torch.utils.flop_counter import FlopCounterMode
+from fastact import functional as FF
+x, weight = torch.randn(3, 5), torch.randn(8, 5)
+with FlopCounterMode(display=False) as counter:
+    FF.linear_swiglu(x, weight)
+assert counter.get_total_flops() == 2 * 3 * 5 * 8
+class Gated(torch.nn.Module):
+    def forward(self, x):
+        return FF.linear_swiglu(x, weight)
+exported = torch.export.export(Gated(), (x,))
+assert "fastact.linear_swiglu" in exported.graph_module.code
+torch.testing.assert_close(exported.module()(x), FF.linear_swiglu(x, weight))
+for row in fastact.explain(FF.linear_swiglu, x.bfloat16(), weight.bfloat16()).rows:
+    print(row.engine, row.reason)
+"""
+    assert "no kernel for 16-bit numbers in linear_swiglu" in python(program, extended)
+
+
+def test_an_operator_takes_few_edits():
+    text = OPERATOR_GUIDE.read_text()
+    edited = set(re.findall(r"^--- a/(\S+)", text, re.M))
+    outside = {path for path, _ in NEW_FILES.findall(text) if not path.startswith("csrc/ops/")}
+    assert len(edited) == 7 and len(edited | outside) <= MOST_EDITS
+    assert "three files in a folder, and seven edits elsewhere" in " ".join(text.split())
