@@ -29,7 +29,7 @@ bench: .venv/installed .venv/bench-tools ## set up, build, run the quick benchma
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 accuracy: .venv/installed ## set up, build, measure the error of every activation
-	$(BIN)/python -m fastact.testing.accuracy
+	$(BIN)/python tools/write_accuracy.py
 
 fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator with arguments that do not fit
 	$(BIN)/python -m fastact.testing.misfits $(FUZZ_ARGS)

@@ -5,17 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fastact.activations import REGISTRY
+from fastact.testing.cases import UNARY_CASES
+from fastact.testing.inputs import random_tensor
+from fastact.testing.samples import EXPECTED_MODULE_SAMPLES, EXPECTED_SAMPLES, module_info, op_infos
 
 from fastact import functional, nn
-from fastact.activations import REGISTRY
-from fastact.testing.cases import (
-    EXPECTED_MODULE_SAMPLES,
-    EXPECTED_SAMPLES,
-    UNARY_CASES,
-    module_info,
-    op_infos,
-    random_tensor,
-)
 
 X = torch.linspace(-2, 2, 6).reshape(2, 3)
 W = torch.ones(4, 3)

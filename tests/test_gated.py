@@ -9,20 +9,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from fastact.activations import REGISTRY
+from fastact.testing.cases import DTYPES, GATED, assert_same_bits, pairs, significant_strides
+from fastact.testing.inputs import random_tensor, special_values
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from fastact import functional
-from fastact.activations import REGISTRY
-from fastact.testing.cases import (
-    DTYPES,
-    GATED,
-    assert_same_bits,
-    pairs,
-    random_tensor,
-    significant_strides,
-    special_values,
-)
 
 NAMES = [unit.name for unit in GATED]
 by_name = pytest.mark.parametrize("name", NAMES)

@@ -5,22 +5,20 @@ import weakref
 
 import pytest
 import torch
-from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.utils.checkpoint import checkpoint
-
-from fastact import functional, nn
 from fastact.testing.cases import (
     CASES,
     DEFAULT_CASES,
     DTYPES,
     FUSED_CASES,
     FUSED_OF_EACH_KIND,
-    LAYOUTS,
     UNARY_CASES,
     pairs,
-    random_tensor,
-    special_values,
 )
+from fastact.testing.inputs import LAYOUTS, random_tensor, special_values
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+
+from fastact import functional, nn
 
 
 def _leaves(case, x):

@@ -6,22 +6,12 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from fastact.activations import REGISTRY
+from fastact.testing.cases import CASES, DTYPES, UNARY_CASES, assert_like_twin, pairs
+from fastact.testing.inputs import LAYOUTS, SIZES, random_tensor, special_values
+from fastact.testing.samples import EXPECTED_SAMPLES, op_infos
 
 from fastact import functional
-from fastact.activations import REGISTRY
-from fastact.testing.cases import (
-    CASES,
-    DTYPES,
-    EXPECTED_SAMPLES,
-    LAYOUTS,
-    SIZES,
-    UNARY_CASES,
-    assert_like_twin,
-    op_infos,
-    pairs,
-    random_tensor,
-    special_values,
-)
 
 OTHER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int64, torch.complex64)
 

@@ -8,15 +8,11 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from fastact.activations import REGISTRY
+from fastact.testing.cases import CASES, GATED, public_function
+from fastact.testing.samples import EXPECTED_SAMPLES
 
 from fastact import functional, nn
-from fastact.activations import REGISTRY
-from fastact.testing.cases import (
-    CASES,
-    EXPECTED_SAMPLES,
-    GATED,
-    public_function,
-)
 
 ROWS = list(REGISTRY.values())
 UNARY = [row for row in ROWS if row.family == "unary"]

@@ -7,24 +7,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
-from torch._subclasses import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.testing._internal.two_tensor import TwoTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from fastact import functional, nn
 from fastact.testing.cases import (
     CASES,
     DEFAULT_CASES,
     DTYPES,
     FUSED_CASES,
     FUSED_OF_EACH_KIND,
-    LAYOUTS,
     VARIED_CASES,
     pairs,
-    random_tensor,
     significant_strides,
 )
+from fastact.testing.inputs import LAYOUTS, random_tensor
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastact import functional, nn
 
 
 class Plain(torch.Tensor):
