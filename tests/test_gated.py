@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fastact.activations import REGISTRY
-from fastact.testing.cases import DTYPES, GATED, assert_same_bits, pairs, significant_strides
-from fastact.testing.inputs import random_tensor, special_values
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from fastact import functional
+from fastact.activations import REGISTRY
+from fastact.testing.cases import DTYPES, GATED, assert_same_bits, pairs, significant_strides
+from fastact.testing.inputs import random_tensor, special_values
 
 NAMES = [unit.name for unit in GATED]
 by_name = pytest.mark.parametrize("name", NAMES)
@@ -318,7 +318,7 @@ PATHS = {
 @by_name
 def test_refused(name, shape, dim, message, path):
     """With the type of F.glu's error."""
-    with pytest.raises(Exception) as theirs:
+    with pytest.raises((RuntimeError, IndexError)) as theirs:
         F.glu(torch.ones(shape), dim)
     with pytest.raises(theirs.type, match=message) as caught:
         PATHS[path](mine(name), torch.ones(shape), dim)
