@@ -85,7 +85,7 @@ def activation_text(case, argument="x"):
     """What users of torch's and of fastact's functional write alike."""
     activation = case.activation
     function = getattr(torch.nn.functional, activation.function)
-    slope = ", slope" if activation.family == "prelu" else ""
+    slope = ", slope" if activation.takes_slope else ""
     arguments = {**activation.fixed, **required(function, activation, case.dim)}
     return f"F.{activation.function}({argument}{slope}{as_text(arguments)})"
 
@@ -95,7 +95,7 @@ def linear_text(case, library):
     if library is torch.nn.functional:
         return activation_text(case, "F.linear(x, weight, bias)")
     function = getattr(torch.nn.functional, activation.function)
-    slope = ", slope=slope" if activation.family == "prelu" else ""
+    slope = ", slope=slope" if activation.takes_slope else ""
     arguments = as_text(required_when_fused(function, activation))
     return f"F.linear(x, weight, bias, activation={activation.name!r}{slope}{arguments})"
 
@@ -253,7 +253,7 @@ def make_tensors(case, dtype=None):
         return torch.randn(shape, generator=generator)
 
     tensors = OPERATIONS[case.operation].tensors(case, normal)
-    if case.activation.family == "prelu":
+    if case.activation.takes_slope:
         tensors["slope"] = torch.tensor([0.25])
     return {
         name: tensor.to(DTYPES[case.dtype]).to(dtype or DTYPES[case.dtype])

@@ -18,7 +18,7 @@ class Activation:
     name: str
     function: str  # of torch.nn.functional
     module: str | None  # of torch.nn
-    family: str = "unary"
+    takes_slope: bool = False
     fixed: dict = field(default_factory=dict)  # arguments: gelu_tanh is gelu, approximate="tanh"
     parameters: dict = field(default_factory=dict)  # defaults by name
 
@@ -26,26 +26,23 @@ class Activation:
     def from_torch(cls, name):
         """An activation that has torch's name for it."""
         classes = {name.lower(): name for name in dir(torch.nn)}
-        family = "prelu" if name == "prelu" else "unary"
-        return cls(name, name, classes.get(name.replace("_", "")), family)
+        takes_slope = name == "prelu"
+        return cls(name, name, classes.get(name.replace("_", "")), takes_slope)
 
     @classmethod
     def from_registry(cls, row):
-        """A row of fastact's registry; None where torch has no such function (swiglu)."""
+        """A row of fastact's registry; None where torch has no such function."""
+        if not hasattr(torch.nn.functional, row.function):
+            return None
+        fixed = {} if row.name == row.function else dict(row.form)
         parameters = dict(row.parameters)
-        if hasattr(torch.nn.functional, row.name):
-            return cls(row.name, row.name, row.module, row.family, {}, parameters)
-        if hasattr(row.reference, "keywords"):  # a functools.partial
-            fixed = dict(row.reference.keywords)
-            function = row.reference.func.__name__
-            return cls(row.name, function, row.module, row.family, fixed, parameters)
-        return None
+        return cls(row.name, row.function, row.module, row.takes_slope, fixed, parameters)
 
 
 def print_registry():
-    from fastact.activations import REGISTRY
+    from fastact.activations import FUSIBLE
 
-    rows = filter(None, map(Activation.from_registry, REGISTRY.values()))
+    rows = filter(None, map(Activation.from_registry, FUSIBLE.values()))
     print(json.dumps([asdict(row) for row in rows]))
 
 

@@ -51,9 +51,8 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _parameters() -> list[str]:
-    """Of all activations, with PReLU's weight, which is a tensor in the registry."""
-    names = {p for row in REGISTRY.values() for p in row.parameters} - {"dim", "scale"}
-    return sorted(names | {"weight"})
+    """Of all activations that can be plotted."""
+    return sorted({name for row in REGISTRY.values() for name in row.settings})
 
 
 def _plot(arguments: argparse.Namespace) -> int:
@@ -306,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what softmax and log_softmax are applied to",
     )
     for parameter in _parameters():
-        owners = [n for n, row in REGISTRY.items() if parameter in row.parameters] or ["prelu"]
+        owners = [name for name, row in REGISTRY.items() if parameter in row.settings]
         plot.add_argument(
             f"--{parameter.replace('_', '-')}",
             dest=parameter,

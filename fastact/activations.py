@@ -2,21 +2,24 @@
 
 What an activation computes is written in ``csrc/math/activations.h``, which also says its
 parameters with their defaults and what backward reads; its ATen composition stands in
-``csrc/ops/unary/compositions.h``. A row here ties the operator to its PyTorch twin. Functions,
-modules, ``activation=`` arguments, tests, benchmarks and documents loop over the rows.
+``csrc/ops/unary/compositions.h``. (Families with kernels of their own: their folders in
+``csrc/ops/``.) A row here ties the operator to its PyTorch twin. Functions, modules,
+``activation=`` arguments, tests, benchmarks and documents loop over the rows, and ask a row for
+what sets it apart, never for its name.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from fastact import truths
 from fastact.arguments import as_dimension, as_number
 
 # What the kernels compute (is_kernel_dtype() in csrc/core/activation.h).
@@ -24,9 +27,6 @@ KERNEL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # At most this derivative, in size, and a unit is saturated: almost no gradient passes.
 SATURATED = 1e-3
-
-# They halve a dimension, so they are no rows (gated_ops in csrc/ops/gated/gated.h).
-GATED_UNITS = ("glu", "swiglu", "geglu", "reglu")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,14 @@ class Activation:
         truth: the reference in float64 where PyTorch's own float64 loses digits.
         twin_saves_output: whether what PyTorch's backward reads is the output, which must then not
             be written to.
-        family: "unary", or the name of the family with its own kernel: "prelu", "softmax".
+        family: "unary", or the name of the family with its own kernel: "prelu", "softmax", "gated".
+        function: the function of fastact.functional, where it is not called as the row: the row is
+            a form of it.
+        form: the keyword argument, with its value, by which the function chooses this form.
+        requires_parameters: whether the twin has no defaults.
+        results: "probabilities" or "log-probabilities", where the results are such.
         parameters: names and defaults, read from the operator's schema.
+        tensors: names of the learnable tensors after the input, read from the schema.
     """
 
     name: str
@@ -65,70 +71,97 @@ class Activation:
     truth: Callable[..., torch.Tensor] | None = None
     twin_saves_output: bool = False
     family: str = "unary"
+    function: str = ""
+    form: Mapping[str, str] = field(default_factory=dict)
+    requires_parameters: bool = False
+    results: str = ""
     parameters: Mapping[str, float] = field(init=False)
+    tensors: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        arguments = self.operator.default._schema.arguments
-        scalars = {a.name: a.default_value for a in arguments if a.has_default_value()}
+        _, *others = self.operator.default._schema.arguments
+        tensors = tuple(a.name for a in others if isinstance(a.type, torch.TensorType))
+        scalars = {a.name: a.default_value for a in others if a.name not in tensors}
+        object.__setattr__(self, "function", self.function or self.name)
         object.__setattr__(self, "parameters", scalars)
+        object.__setattr__(self, "tensors", tensors)
 
     @property
     def operator(self) -> torch._ops.OpOverloadPacket:
         """``torch.ops.fastact.<name>``."""
         return getattr(torch.ops.fastact, self.name)
 
+    @property
+    def takes_slope(self) -> bool:
+        """Whether fused operators need ``slope=`` with it: the learnable tensor."""
+        return bool(self.tensors)
+
+    @property
+    def along_dimension(self) -> bool:
+        """Whether it computes along one dimension, ``dim``."""
+        return "dim" in self.parameters
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether an element of the output depends on one element of the input."""
+        return not self.along_dimension
+
+    @property
+    def halves_dimension(self) -> bool:
+        """Whether the output is half as large as the input along ``dim``."""
+        return self.family == "gated"
+
+    @property
+    def fusible(self) -> bool:
+        """Whether the fused operators take it as ``activation=``: the shape must stay."""
+        return not self.halves_dimension
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether function and module take what the operator takes. PReLU takes a tensor more, and
+        PyTorch's softmax has other arguments: theirs are written by hand."""
+        return self.family in ("unary", "gated")
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What shapes the curve of an elementwise activation, by PyTorch's names."""
+        return (*self.tensors, *self.parameters) if self.elementwise else ()
+
+    def values(self, parameters: Sequence[float]) -> tuple[Any, ...]:
+        """All parameters as the operator takes them, from what fused operators are given: floats,
+        none of them meaning the defaults."""
+        defaults = self.parameters.values()
+        return tuple(
+            [
+                int(value) if isinstance(default, int) else value
+                for value, default in zip(parameters or defaults, defaults, strict=True)
+            ]
+        )
+
+    def arguments(self, parameters: Sequence[float], slope: Any) -> tuple[Any, ...]:
+        """What the operator takes after its input, likewise."""
+        values = self.values(parameters)
+        return (slope, *values) if self.takes_slope else values
+
     def exact(self, input: torch.Tensor, **parameters: Any) -> torch.Tensor:
         """The activation in float64: what errors are measured against."""
         return (self.truth or self.reference)(input.double(), **parameters)
 
 
-# Well-conditioned float64 forms, where PyTorch's own lose digits to cancellation or overflow.
+def _gated(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """function(a) * b, a and b the halves of the input along dim."""
 
+    def unit(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        a, b = input.chunk(2, dim)
+        return function(a) * b
 
-def _gelu_truth(x: torch.Tensor) -> torch.Tensor:
-    return 0.5 * x * torch.special.erfc(x * -(0.5**0.5))
-
-
-def _gelu_tanh_truth(x: torch.Tensor) -> torch.Tensor:
-    # (1 + tanh u) / 2 = sigmoid(2u)
-    u = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)
-    return x * torch.sigmoid(2 * u)
-
-
-def _mish_truth(x: torch.Tensor) -> torch.Tensor:
-    # tanh(log(1 + e)) = n / (n + 2) with n = e (e + 2), e = exp(x)
-    e = torch.exp(x.clamp(max=40))
-    n = e * (e + 2)
-    return torch.where(x > 40, x, x * (n / (n + 2)))
-
-
-# x - tanh(x) = x^3/3 - 2x^5/15 + ...: 11 terms hold to 2^-53 for |x| < 0.2.
-_TANHSHRINK_SERIES = (
-    1 / 3,
-    -2 / 15,
-    17 / 315,
-    -62 / 2835,
-    1382 / 155925,
-    -21844 / 6081075,
-    929569 / 638512875,
-    -6404582 / 10854718875,
-    443861162 / 1856156927625,
-    -18888466084 / 194896477400625,
-    113927491862 / 2900518163668125,
-)
-
-
-def _tanhshrink_truth(x: torch.Tensor) -> torch.Tensor:
-    square = x * x
-    series = torch.zeros_like(x)
-    for coefficient in reversed(_TANHSHRINK_SERIES):
-        series = series * square + coefficient
-    return torch.where(x.abs() < 0.2, x * square * series, x - torch.tanh(x))
+    return unit
 
 
 _GELU = "Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv:1606.08415"
 _RELU = "Nair and Hinton, Rectified Linear Units Improve Restricted Boltzmann Machines, ICML 2010"
 _LEAKY = "Maas, Hannun and Ng, Rectifier Nonlinearities Improve ... Acoustic Models, ICML 2013"
+_GATED = "Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202"
 _MOBILE = "Howard et al., Searching for MobileNetV3, arXiv:1905.02244"
 
 _ROWS = [
@@ -204,7 +237,8 @@ _ROWS = [
         formula="x * Phi(x), Phi the normal distribution's cumulative function",
         source=_GELU,
         ulp=2.0,
-        truth=_gelu_truth,
+        truth=truths.gelu,
+        form={"approximate": "none"},
     ),
     Activation(
         "gelu_tanh",
@@ -213,7 +247,9 @@ _ROWS = [
         formula="x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 * x**3)))",
         source=_GELU,
         ulp=2.0,
-        truth=_gelu_tanh_truth,
+        truth=truths.gelu_tanh,
+        function="gelu",
+        form={"approximate": "tanh"},
     ),
     Activation(
         "silu",
@@ -232,7 +268,7 @@ _ROWS = [
         source="Misra, arXiv:1908.08681",
         inplace=True,
         ulp=2.0,
-        truth=_mish_truth,
+        truth=truths.mish,
     ),
     Activation(
         "sigmoid",
@@ -240,12 +276,14 @@ _ROWS = [
         reference=torch.sigmoid,
         formula="1 / (1 + exp(-x))",
         twin_saves_output=True,
+        results="probabilities",
     ),
     Activation(
         "logsigmoid",
         module="LogSigmoid",
         reference=F.logsigmoid,
         formula="-log1p(exp(-x))",
+        results="log-probabilities",
     ),
     Activation(
         "tanh", module="Tanh", reference=torch.tanh, formula="tanh(x)", twin_saves_output=True
@@ -267,6 +305,7 @@ _ROWS = [
         source=_MOBILE,
         inplace=True,
         inductor_fuses=True,
+        results="probabilities",
     ),
     Activation(
         "hardswish",
@@ -299,7 +338,7 @@ _ROWS = [
         reference=F.tanhshrink,
         formula="x - tanh(x)",
         ulp=2.0,
-        truth=_tanhshrink_truth,
+        truth=truths.tanhshrink,
     ),
     Activation(
         "softshrink",
@@ -324,6 +363,7 @@ _ROWS = [
         formula="x if x > threshold else value",
         inplace=True,
         inductor_fuses=True,
+        requires_parameters=True,
         ulp=0,
     ),
     Activation(
@@ -334,6 +374,7 @@ _ROWS = [
         source="Bridle, Probabilistic Interpretation of Feedforward Network Outputs, 1990",
         family="softmax",
         twin_saves_output=True,
+        results="probabilities",
     ),
     Activation(
         "log_softmax",
@@ -342,16 +383,83 @@ _ROWS = [
         formula="x - log(sum(exp(x))) over dim",
         family="softmax",
         twin_saves_output=True,
+        results="log-probabilities",
+    ),
+    # a and b are the halves of the input along dim.
+    Activation(
+        "glu",
+        module="GLU",
+        reference=F.glu,
+        formula="a * sigmoid(b)",
+        source="Dauphin et al., Language Modeling with Gated Convolutional Networks, "
+        "arXiv:1612.08083",
+        family="gated",
+        ulp=2.0,
+    ),
+    Activation(
+        "swiglu",
+        module=None,
+        reference=_gated(F.silu),
+        formula="silu(a) * b",
+        source=_GATED,
+        family="gated",
+        ulp=2.0,
+    ),
+    Activation(
+        "geglu",
+        module=None,
+        reference=_gated(F.gelu),
+        formula="gelu(a) * b",
+        source=_GATED,
+        family="gated",
+        ulp=2.0,
+    ),
+    Activation(
+        "reglu",
+        module=None,
+        reference=_gated(F.relu),
+        formula="relu(a) * b",
+        source=_GATED,
+        family="gated",
+        ulp=2.0,
     ),
 ]
 
 REGISTRY: Mapping[str, Activation] = {row.name: row for row in _ROWS}
+# What `activation=` of the fused operators takes.
+FUSIBLE: Mapping[str, Activation] = {row.name: row for row in _ROWS if row.fusible}
 
-# What `activation=` of the fused operators refuses, with the reason.
-_NOT_FUSIBLE = {
-    **dict.fromkeys(GATED_UNITS, "it changes the shape"),
-    "rrelu": "it draws random numbers in training",
-}
+
+class Refused(NamedTuple):
+    """What `activation=` refuses: the name of its ``torch.nn`` class, if any, and the reason."""
+
+    module: str | None
+    reason: str
+
+
+REFUSED: Mapping[str, Refused] = {
+    row.name: Refused(row.module, "it changes the shape") for row in _ROWS if not row.fusible
+} | {"rrelu": Refused("RReLU", "it draws random numbers in training")}
+
+
+class Forms(NamedTuple):
+    """How a function chooses among the rows that are forms of it: by the value of an argument."""
+
+    argument: str
+    names: Mapping[str, str]
+
+
+def _forms() -> dict[str, Forms]:
+    found: dict[str, Forms] = {}
+    for row in _ROWS:
+        for argument, value in row.form.items():
+            forms = found.get(row.function, Forms(argument, {}))
+            found[row.function] = Forms(argument, {**forms.names, value: row.name})
+    return found
+
+
+# By the function's name, which is also that of the form at its defaults.
+FORMS: Mapping[str, Forms] = _forms()
 
 
 def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:
@@ -365,18 +473,17 @@ def resolve(op: str, activation: str, params: Mapping[str, Any]) -> tuple[str, t
     """
     if not isinstance(activation, str):
         raise unknown_activation(op, activation)
-    if activation == "gelu" and "approximate" in params:
+    if activation in FORMS and FORMS[activation].argument in params:
         params = dict(params)
-        activation = gelu_name(op, params.pop("approximate"))
-    if activation in REGISTRY:
-        row = REGISTRY[activation]
-    elif activation in _NOT_FUSIBLE:
+        activation = form_name(op, activation, params.pop(FORMS[activation].argument))
+    if activation in REFUSED:
         raise ValueError(
             f"fastact.{op}(): activation: {activation!r} cannot be fused: "
-            f"{_NOT_FUSIBLE[activation]}; call fastact.functional.{activation} on the result"
+            f"{REFUSED[activation].reason}; call fastact.functional.{activation} on the result"
         )
-    else:
+    if activation not in FUSIBLE:
         raise unknown_activation(op, activation)
+    row = FUSIBLE[activation]
     known = row.parameters
     unexpected = [name for name in params if name not in known]
     if unexpected:
@@ -398,27 +505,26 @@ def _checked(op: str, name: str, value: Any, default: float) -> Any:
     return (as_dimension if isinstance(default, int) else as_number)(op, name, value)
 
 
-def gelu_name(op: str, approximate: str) -> str:
-    """The registry name of GELU with PyTorch's ``approximate=`` argument."""
-    names = {"none": "gelu", "tanh": "gelu_tanh"}
-    if not isinstance(approximate, str):
-        raise TypeError(
-            f"fastact.{op}(): approximate: expected 'none' or 'tanh', got {approximate!r}"
-        )
-    if approximate not in names:
-        raise RuntimeError(
-            f"fastact.{op}(): approximate: expected 'none' or 'tanh', got {approximate!r}"
-        )
-    return names[approximate]
+def form_name(op: str, function: str, value: Any) -> str:
+    """The row that is the form of a function with this value of the argument that chooses it.
+
+    Raises:
+        TypeError, RuntimeError: there is no such form.
+    """
+    argument, names = FORMS[function]
+    if isinstance(value, str) and value in names:
+        return names[value]
+    kind = RuntimeError if isinstance(value, str) else TypeError
+    raise kind(
+        f"fastact.{op}(): {argument}: expected {' or '.join(map(repr, names))}, got {value!r}"
+    )
 
 
 def unknown_activation(op: str, activation: object) -> ValueError:
     """The error for an ``activation=`` that names nothing, with the nearest names."""
-    nearest = difflib.get_close_matches(
-        str(activation).lower(), [*REGISTRY, *_NOT_FUSIBLE], cutoff=0.4
-    )
+    nearest = difflib.get_close_matches(str(activation).lower(), [*FUSIBLE, *REFUSED], cutoff=0.4)
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
     return ValueError(
-        f"fastact.{op}(): activation: expected one of {', '.join(REGISTRY)}, "
+        f"fastact.{op}(): activation: expected one of {', '.join(FUSIBLE)}, "
         f"got {activation!r}{hint}"
     )

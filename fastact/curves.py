@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import GATED_UNITS, REGISTRY, SATURATED, gelu_name
+from fastact.activations import FORMS, REGISTRY, SATURATED, Activation, form_name
 from fastact.testing import accuracy
 from fastact.testing.cases import DEFAULT_CASES, Case
 from fastact.testing.ulp import ulp_error
@@ -27,7 +27,10 @@ LOGITS = (3.0, 2.0, 0.5, 0.0, -1.5)
 
 _POINTS = 2001
 _BINS, _IN_A_BIN = 200, 256  # the error is the largest of so many inputs in each bin
-_ALONG_DIMENSION = frozenset({"softmax", "log_softmax"})
+# Of one value, or of one for each class.
+PLOTTED: Mapping[str, Activation] = {
+    name: row for name, row in REGISTRY.items() if not row.halves_dimension
+}
 
 
 @dataclass(frozen=True)
@@ -109,28 +112,29 @@ def cases_of(op: str, names: str | Iterable[str], parameters: Mapping[str, float
     """
     names = [names] if isinstance(names, str) else list(names)
     if names == ["all"]:
-        names = list(REGISTRY)
+        names = list(PLOTTED)
     if not names:
         raise ValueError(f"fastact.{op}(): names: expected an activation or more, got none")
     parameters = dict(parameters)
-    if "approximate" in parameters:
-        gelu = gelu_name(op, parameters.pop("approximate"))
-        names = [gelu if name == "gelu" else name for name in names]
+    for function, (argument, _) in FORMS.items():
+        if argument in parameters:
+            form = form_name(op, function, parameters.pop(argument))
+            names = [form if name == function else name for name in names]
     defaults = {case.row.name: case for case in DEFAULT_CASES}
     for name in names:
-        if name in GATED_UNITS:
+        if name in REGISTRY and name not in PLOTTED:
             raise ValueError(
                 f"fastact.{op}(): names: expected activations of one value, got {name!r}, "
                 "a product of two"
             )
-        if name not in REGISTRY:
-            nearest = difflib.get_close_matches(str(name).lower(), REGISTRY, cutoff=0.4)
+        if name not in PLOTTED:
+            nearest = difflib.get_close_matches(str(name).lower(), PLOTTED, cutoff=0.4)
             hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
             raise ValueError(
-                f"fastact.{op}(): names: expected 'all' or names of {', '.join(REGISTRY)}, "
+                f"fastact.{op}(): names: expected 'all' or names of {', '.join(PLOTTED)}, "
                 f"got {name!r}{hint}"
             )
-    known = {name: _parameters_of(name) for name in names}
+    known = {name: PLOTTED[name].settings for name in names}
     for parameter in parameters:
         if not any(parameter in own for own in known.values()):
             takes = "; ".join(f"{n} takes {', '.join(own) or 'none'}" for n, own in known.items())
@@ -143,19 +147,13 @@ def cases_of(op: str, names: str | Iterable[str], parameters: Mapping[str, float
     ]
 
 
-def _parameters_of(name: str) -> list[str]:
-    if name == "prelu":
-        return ["weight"]
-    return [p for p in REGISTRY[name].parameters if p not in ("dim", "scale")]
-
-
 def _case(default: Case, parameters: dict[str, float]) -> Case:
     if not parameters:
         return default
-    if default.row.name == "prelu":
-        weight = parameters["weight"]
-        tensors = lambda x: (torch.full((1,), weight, dtype=x.dtype),)  # noqa: E731
-        return Case(default.row, {}, tensors, f"weight={weight}")
+    if default.row.takes_slope:
+        [(name, value)] = parameters.items()
+        tensors = lambda x: (torch.full((1,), value, dtype=x.dtype),)  # noqa: E731
+        return Case(default.row, {}, tensors, f"{name}={value}")
     return Case(default.row, {name: float(value) for name, value in parameters.items()})
 
 
@@ -163,7 +161,7 @@ def curve_or_bars(
     case: Case, domain: tuple[float, float] = DOMAIN, logits: Sequence[float] = LOGITS
 ) -> Curve | Bars:
     """The curve; for softmax and log_softmax the bars."""
-    if case.row.name in _ALONG_DIMENSION:
+    if case.row.along_dimension:
         result = case.row.operator(torch.tensor(logits), -1)
         return Bars(str(case.row.name), case.row.formula, tuple(logits), tuple(result.tolist()))
     return curve(case, domain)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastact.activations import REGISTRY
 from fastact.curves import DOMAIN, LOGITS, Bars, Curve, cases_of, curve_or_bars
 
 if TYPE_CHECKING:
@@ -279,7 +280,8 @@ def _draw_bars(axes: Axes, bars: Bars, colours: dict[str, str]) -> None:
         )
         axes.bar_label(drawn, [f"{value:.2g}" for value in values], padding=2, fontsize=8)
     axes.axhline(0, color=colours["text"], linewidth=0.8)
-    sum_of = f"sum of results {sum(bars.results):.4g}" if bars.name == "softmax" else ""
+    probabilities = REGISTRY[bars.name].results == "probabilities"
+    sum_of = f"sum of results {sum(bars.results):.4g}" if probabilities else ""
     _entitle(axes, bars.name, sum_of)
     axes.margins(y=0.12)
     axes.set_xticks(list(places), [str(place) for place in places])

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastact import conversion, functional
-from fastact.activations import KERNEL_DTYPES
+from fastact.activations import KERNEL_DTYPES, REGISTRY
 from fastact.conversion import site
 from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
 from fastact.module_stack import ModuleStack
@@ -334,7 +334,7 @@ class _Watch(TorchDispatchMode):
             if residual is not None and not added:
                 reasons.append("residual on its tiles")
             if activation is not None and not inside:
-                by_rows = activation in ("softmax", "log_softmax")
+                by_rows = REGISTRY[activation].along_dimension
                 reasons.append(f"{activation} on its {'rows' if by_rows else 'tiles'}")
         if inside:
             reasons.append(f"with {', '.join(inside)}")

@@ -14,7 +14,6 @@ tensor([[1., 0., 2.]])
 
 from __future__ import annotations
 
-import linecache
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,22 +23,20 @@ import torch.nn.functional as F
 from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
-from fastact.activations import REGISTRY, Activation, gelu_name, resolve
+from fastact.activations import FORMS, FUSIBLE, REGISTRY, Activation, form_name, resolve
 from fastact.arguments import as_number
+from fastact.exec_source import exec_source
 from fastact.overrides import overrides_functions, traced
 
 # Under Dynamo a call of the bindings (C functions) cannot be traced, so each function calls the
 # operator, or ATen where Inductor fuses better; is_dynamo_compiling() costs 0.04 us in eager mode.
 
-# torch.nn.functional.threshold has no defaults.
-_REQUIRED_PARAMETERS = {"threshold"}
-
 
 def _source(row: Activation) -> str:
-    """The text of the function of one unary activation."""
+    """The text of the function of one activation."""
     names = list(row.parameters)
-    declared = [f"{name}: float" for name in names]
-    if row.name not in _REQUIRED_PARAMETERS:
+    declared = [f"{name}: {type(value).__name__}" for name, value in row.parameters.items()]
+    if not row.requires_parameters:
         defaults = row.parameters.values()
         declared = [f"{text} = {value!r}" for text, value in zip(declared, defaults, strict=True)]
     signature = ["input: torch.Tensor", *declared, *(["inplace: bool = False"] * row.inplace)]
@@ -64,43 +61,52 @@ def _source(row: Activation) -> str:
 
 
 def _doc(row: Activation) -> str:
-    arguments = "".join(
-        f"    {name}: default {default}.\n" for name, default in row.parameters.items()
-    )
-    if row.inplace:
-        arguments += "    inplace: writes the result into input. Default False.\n"
     error = "equal to PyTorch bit for bit" if row.ulp == 0 else f"at most {row.ulp} ULP in float32"
-    call = ", ".join(["torch.tensor([-1.0, 0.5])", *(str(v) for v in row.parameters.values())])
+    if row.halves_dimension:
+        computes = f"{row.formula}, a and b the halves of input along dim."
+        takes = (
+            "    input: a tensor of an even size in dim.\n    dim: the dimension to halve.\n\n"
+            f"Returns:\n    A contiguous tensor, half as large in dim; error: {error}.\n\n"
+            "Raises:\n    RuntimeError: an odd size, or a 0-dimensional tensor.\n\n"
+        )
+        call = "torch.tensor([3.0, 2.0])"
+    else:
+        computes = f"{row.name}(x) = {row.formula}, elementwise."
+        arguments = "".join(
+            f"    {name}: default {default}.\n" for name, default in row.parameters.items()
+        )
+        if row.inplace:
+            arguments += "    inplace: writes the result into input. Default False.\n"
+        takes = (
+            f"    input: a tensor of any shape.\n{arguments}\n"
+            f"Returns:\n    A tensor of input's shape, dtype and strides; error: {error}.\n\n"
+        )
+        call = ", ".join(["torch.tensor([-1.0, 0.5])", *map(str, row.parameters.values())])
     return (
-        f"{row.name}(x) = {row.formula}, elementwise.\n\n"
-        f"Args:\n    input: a tensor of any shape.\n{arguments}\n"
-        f"Returns:\n    A tensor of input's shape, dtype and strides; error: {error}.\n\n"
+        f"{computes}\n\nArgs:\n{takes}"
         + (f"Source: {row.source}.\n\n" if row.source else "")
         + f"Example:\n    >>> y = FF.{row.name}({call})\n"
     )
 
 
 def _define(row: Activation) -> Callable[..., torch.Tensor]:
-    """The function of one unary activation: plain Python with its twin's signature, since
-    ``*args`` would cost as much as the kernel. What it calls are names of this module, where Dynamo
-    looks for them."""
-    text = _source(row)
-    file = f"<fastact.functional.{row.name}>"
-    # So that tracebacks and inspect.getsource() show the text.
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    """The function of one activation: plain Python with its twin's signature, since ``*args`` would
+    cost as much as the kernel. What it calls are names of this module, where Dynamo looks for them.
+    """
     scope = globals()
     scope[f"_reference_{row.name}"] = row.reference
     scope[f"_bound_{row.name}"] = getattr(_C, row.name)
-    scope[f"_bound_{row.name}_"] = getattr(_C, row.name + "_")
-    exec(compile(text, file, "exec"), scope)
+    if row.inplace:
+        scope[f"_bound_{row.name}_"] = getattr(_C, row.name + "_")
+    exec_source(_source(row), f"<fastact.functional.{row.name}>", scope)
     function = scope[row.name]
     function.__doc__ = _doc(row)
     return function
 
 
-_unary = {row.name: _define(row) for row in REGISTRY.values() if row.family == "unary"}
-_gelu = {name: _unary.pop(name) for name in ("gelu", "gelu_tanh")}
-del gelu_tanh  # noqa: F821  (only `gelu` is PyTorch's)
+_made = {row.name: _define(row) for row in REGISTRY.values() if row.is_plain}
+# PyTorch has the function alone, not its forms.
+_forms = {name: globals().pop(name) for forms in FORMS.values() for name in forms.names.values()}
 
 
 def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
@@ -124,7 +130,7 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
         >>> FF.gelu(torch.tensor([1.0]))
         tensor([0.8413])
     """
-    return _gelu[gelu_name("gelu", approximate)](input)
+    return _forms[form_name("gelu", "gelu", approximate)](input)
 
 
 def rrelu(
@@ -158,7 +164,7 @@ def rrelu(
     # What is no bool is PyTorch's to take or to refuse.
     if training is not False or (not is_dynamo_compiling() and overrides_functions(input)):
         return F.rrelu(input, lower, upper, training, inplace)
-    return _unary["leaky_relu"](input, (lower + upper) / 2, inplace)
+    return _made["leaky_relu"](input, (lower + upper) / 2, inplace)
 
 
 def prelu(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -302,73 +308,7 @@ def masked_softmax(
     return _C.masked_softmax(input, mask, dim, scale, is_causal)
 
 
-def glu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """a * sigmoid(b), a and b the halves of input along dim.
-
-    Args:
-        input: a tensor of an even size in dim.
-        dim: the dimension to halve.
-
-    Returns:
-        A contiguous tensor, half as large in dim.
-
-    Raises:
-        RuntimeError: an odd size, or a 0-dimensional tensor.
-
-    Source: Dauphin et al., Language Modeling with Gated Convolutional Networks, arXiv:1612.08083.
-
-    Example:
-        >>> FF.glu(torch.tensor([3.0, 0.0]))
-        tensor([1.5000])
-    """
-    if is_dynamo_compiling():
-        return traced("glu", input, dim)
-    return _C.glu(input, dim)
-
-
-def swiglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """silu(a) * b, a and b the halves of input along dim; arguments and errors as :func:`glu`.
-
-    Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
-
-    Example:
-        >>> FF.swiglu(torch.tensor([0.0, 5.0]))
-        tensor([0.])
-    """
-    if is_dynamo_compiling():
-        return traced("swiglu", input, dim)
-    return _C.swiglu(input, dim)
-
-
-def geglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """gelu(a) * b, a and b the halves of input along dim; arguments and errors as :func:`glu`.
-
-    Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
-
-    Example:
-        >>> FF.geglu(torch.tensor([1.0, 2.0]))
-        tensor([1.6827])
-    """
-    if is_dynamo_compiling():
-        return traced("geglu", input, dim)
-    return _C.geglu(input, dim)
-
-
-def reglu(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """relu(a) * b, a and b the halves of input along dim; arguments and errors as :func:`glu`.
-
-    Source: Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
-
-    Example:
-        >>> FF.reglu(torch.tensor([3.0, 2.0]))
-        tensor([6.])
-    """
-    if is_dynamo_compiling():
-        return traced("reglu", input, dim)
-    return _C.reglu(input, dim)
-
-
-_defaults = {name: resolve("linear", name, {}) for name in REGISTRY}
+_defaults = {name: resolve("linear", name, {}) for name in FUSIBLE}
 
 
 def linear(
@@ -425,17 +365,13 @@ def linear(
 
 
 __all__ = [
-    *_unary,
-    "geglu",
+    *(name for name in _made if name not in _forms),
     "gelu",
-    "glu",
     "linear",
     "log_softmax",
     "masked_softmax",
     "prelu",
-    "reglu",
     "rrelu",
     "softmax",
     "softmin",
-    "swiglu",
 ]

@@ -87,17 +87,25 @@ def threshold(
     value: float,
     inplace: bool = False,
 ) -> torch.Tensor: ...
+def glu(
+    input: torch.Tensor,
+    dim: int = -1,
+) -> torch.Tensor: ...
+def swiglu(
+    input: torch.Tensor,
+    dim: int = -1,
+) -> torch.Tensor: ...
 def geglu(
+    input: torch.Tensor,
+    dim: int = -1,
+) -> torch.Tensor: ...
+def reglu(
     input: torch.Tensor,
     dim: int = -1,
 ) -> torch.Tensor: ...
 def gelu(
     input: torch.Tensor,
     approximate: str = "none",
-) -> torch.Tensor: ...
-def glu(
-    input: torch.Tensor,
-    dim: int = -1,
 ) -> torch.Tensor: ...
 def linear(
     input: torch.Tensor,
@@ -126,10 +134,6 @@ def prelu(
     input: torch.Tensor,
     weight: torch.Tensor,
 ) -> torch.Tensor: ...
-def reglu(
-    input: torch.Tensor,
-    dim: int = -1,
-) -> torch.Tensor: ...
 def rrelu(
     input: torch.Tensor,
     lower: float = 0.125,
@@ -148,8 +152,4 @@ def softmin(
     dim: int | None = None,
     _stacklevel: int = 3,
     dtype: torch.dtype | None = None,
-) -> torch.Tensor: ...
-def swiglu(
-    input: torch.Tensor,
-    dim: int = -1,
 ) -> torch.Tensor: ...

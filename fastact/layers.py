@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fastact import nn
 
@@ -22,6 +23,10 @@ class Layer:
         twin: fastact.nn's subclass of it.
         function: what module's forward calls of torch.nn.functional, by name.
         norm: the batch norm that, in evaluation, can be folded into weight and bias.
+        batched: the composition where input, weight and bias (or None) have a batch in front, for
+            torch.func.vmap.
+        gradients: the gradients of input, weight and bias likewise, each from (gradient of what
+            composition returns, input, weight).
     """
 
     name: str
@@ -29,6 +34,8 @@ class Layer:
     twin: type[torch.nn.Module]
     function: str
     norm: type[torch.nn.Module]
+    batched: Callable[..., Tensor]
+    gradients: tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]
 
     @property
     def operator(self) -> torch._ops.OpOverloadPacket:
@@ -51,6 +58,19 @@ class Layer:
         return getattr(F, self.function)
 
 
+def _rows(t: Tensor) -> Tensor:
+    """[batch, ..., features] as matrices."""
+    return t.reshape(t.shape[0], -1, t.shape[-1])
+
+
+def _batched_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    columns = weight.unsqueeze(1) if weight.dim() == 2 else weight
+    z = torch.bmm(_rows(input), columns.transpose(1, 2))
+    if bias is not None:
+        z = z + bias.reshape(len(bias), 1, -1)
+    return z.reshape(*input.shape[:-1], *weight.shape[1:-1])
+
+
 _ROWS = [
     Layer(
         "linear",
@@ -58,6 +78,12 @@ _ROWS = [
         twin=nn.Linear,
         function="linear",
         norm=torch.nn.BatchNorm1d,
+        batched=_batched_linear,
+        gradients=(
+            lambda dz, input, weight: torch.bmm(_rows(dz), weight).reshape(*dz.shape[:-1], -1),
+            lambda dz, input, weight: torch.bmm(_rows(dz).transpose(1, 2), _rows(input)),
+            lambda dz, input, weight: _rows(dz).sum(1),
+        ),
     ),
 ]
 

@@ -142,11 +142,6 @@ def _softmax(input: Any, dim: Any, scale: float = 1.0) -> Any:
     return F.softmax(input if scale == 1 else scale * input, dim)
 
 
-def _gated(function: Callable[[Any], Any], input: Any, dim: Any) -> Any:
-    a, b = input.chunk(2, dim)
-    return function(a) * b
-
-
 def _masked_softmax(input: Any, mask: Any, dim: Any, scale: float, is_causal: bool) -> Any:
     scores = input if scale == 1 else scale * input
     if is_causal:
@@ -177,36 +172,25 @@ def _linear(
     then = (
         functools.partial(traced, activation) if is_dynamo_compiling() else getattr(_C, activation)
     )
-    if activation == "prelu":
-        return then(output, slope)
-    if activation in ("softmax", "log_softmax"):
-        parameters = tuple(parameters) or tuple(REGISTRY[activation].parameters.values())
-        dim, *scale = parameters
-        return then(output, int(dim), *scale)
-    return then(output, *parameters)
+    return then(output, *REGISTRY[activation].arguments(parameters, slope))
 
 
 def _linear_packed(input: Any, packed: Any, *rest: Any) -> Any:
     return _linear(input, *rest)
 
 
-def _unary_twins(row: Activation) -> dict[str, Callable[..., Any]]:
+def _twins(row: Activation) -> dict[str, Callable[..., Any]]:
     twin = getattr(F, row.name, row.reference)
-    return {row.name: twin, row.name + "_": functools.partial(_in_place, row, twin)}
+    in_place = {row.name + "_": functools.partial(_in_place, row, twin)}
+    return {row.name: twin} | (in_place if row.family == "unary" else {})
 
 
-_TWINS: dict[str, Callable[..., Any]] = {
-    "prelu": F.prelu,
+_TWINS: dict[str, Callable[..., Any]] = {}
+for _row in REGISTRY.values():
+    _TWINS |= _twins(_row)
+_TWINS |= {
     "softmax": _softmax,
-    "log_softmax": F.log_softmax,
     "masked_softmax": _masked_softmax,
-    "glu": F.glu,
-    "swiglu": functools.partial(_gated, F.silu),
-    "geglu": functools.partial(_gated, F.gelu),
-    "reglu": functools.partial(_gated, F.relu),
     "linear": _linear,
     "linear_packed": _linear_packed,
 }
-for _row in REGISTRY.values():
-    if _row.family == "unary":
-        _TWINS |= _unary_twins(_row)

@@ -2,18 +2,35 @@
 
 Without a rule functorch would call the operator once for every element of the batch, and warn.
 (The C++ headers for batching rules include a JSON header that no PyTorch wheel ships.)
+
+Most operators compute the same with a batch in front of their tensors, so that one rule serves
+them. Where the batch has weights of its own, a composition of PyTorch's functions computes.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastact.activations import GATED_UNITS, REGISTRY, Activation
+from fastact.activations import REGISTRY
+from fastact.layers import LAYERS, Layer
 
 ops = torch.ops.fastact
+
+# Of functorch's facts, the batch dimension of each argument, and the arguments as they were given:
+# the results, and their batch dimensions.
+_Rule = Callable[..., tuple[Any, Any]]
+
+
+def _named(operator: Any, given: tuple[Any, ...]) -> dict[str, Any]:
+    """The arguments by name; functorch leaves out those at their defaults."""
+    arguments = operator.default._schema.arguments
+    defaults = [argument.default_value for argument in arguments[len(given) :]]
+    return dict(zip([a.name for a in arguments], [*given, *defaults], strict=True))
 
 
 def _to_front(tensor: Tensor | None, dim: int | None, batch_size: int) -> Tensor | None:
@@ -23,6 +40,11 @@ def _to_front(tensor: Tensor | None, dim: int | None, batch_size: int) -> Tensor
     if dim is None:
         return tensor.expand(batch_size, *tensor.shape)
     return tensor.movedim(dim, 0)
+
+
+def _with_dims(x: Tensor, dims: int) -> Tensor:
+    """x with at least as many dimensions, new ones between the batch and its own."""
+    return x.reshape(x.shape[0], *[1] * (dims - x.dim()), *x.shape[1:])
 
 
 def _shifted(dim: int, ndim: int) -> int:
@@ -35,24 +57,49 @@ def _shifted(dim: int, ndim: int) -> int:
     return dim - ndim if dim >= 0 and ndim else dim
 
 
-def _register_unary(row: Activation) -> None:
-    forward = getattr(ops, row.name)
-    inplace = getattr(ops, row.name + "_")
-    backward = getattr(ops, row.name + "_backward")
+# ---- operators that take a batch -----------------------------------------------------------------
 
-    @torch.library.register_vmap(f"fastact::{row.name}")
-    def _(info: Any, in_dims: Any, self: Tensor, *parameters: float) -> Any:
-        return forward(self, *parameters), in_dims[0]
 
-    @torch.library.register_vmap(f"fastact::{row.name}_")
-    def _(info: Any, in_dims: Any, self: Tensor, *parameters: float) -> Any:
-        return inplace(self, *parameters), in_dims[0]
+def _batched(operator: Any, takes_scalars: bool = True) -> _Rule:
+    """The rule of an operator that computes elementwise, or along ``dim``."""
 
-    @torch.library.register_vmap(f"fastact::{row.name}_backward")
-    def _(info: Any, in_dims: Any, grad: Tensor, saved: Tensor, *parameters: float) -> Any:
-        grad = _to_front(grad, in_dims[0], info.batch_size)
-        saved = _to_front(saved, in_dims[1], info.batch_size)
-        return backward(grad, saved, *parameters), 0
+    def rule(info: Any, in_dims: Any, *given: Any) -> Any:
+        named = _named(operator, given)
+        tensors = {
+            name: _to_front(value, dim, info.batch_size)
+            for (name, value), dim in zip(named.items(), in_dims, strict=False)
+            if isinstance(value, Tensor)
+        }
+
+        def call(**changed: Any) -> Tensor:
+            return operator(*(named | changed).values())
+
+        if "dim" not in named:
+            return call(**tensors), 0
+        samples = tensors[next(iter(named))].dim() - 1  # how many dimensions they have
+        if "mask" in tensors:
+            tensors["mask"] = _mask_like(tensors["self"], tensors["mask"])
+        if samples > 0:
+            return call(**tensors, dim=_shifted(named["dim"], samples)), 0
+        if not takes_scalars:  # the operator says so
+            return call(**{name: tensor.new_empty(()) for name, tensor in tensors.items()}), 0
+        columns = {name: tensor.unsqueeze(1) for name, tensor in tensors.items()}
+        return call(**columns, dim=1).squeeze(1), 0
+
+    return rule
+
+
+def _mask_like(x: Tensor, mask: Tensor) -> Tensor:
+    """A batch of masks as a view that broadcasts against x."""
+    if mask.dim() > x.dim():
+        raise RuntimeError(
+            "fastact.masked_softmax(): mask: expected a shape that broadcasts to input's, "
+            f"{list(x.shape[1:])}, got {list(mask.shape[1:])}"
+        )
+    return _with_dims(mask, x.dim())
+
+
+# ---- PReLU -------------------------------------------------------------------------------------
 
 
 def _weight_like(x: Tensor, weight: Tensor) -> Tensor:
@@ -86,208 +133,114 @@ def _prelu_backward(info: Any, in_dims: Any, grad: Tensor, self: Tensor, weight:
     return (torch.where(x > 0, g, w * g), dweight), (0, 0)
 
 
-def _register_gated(name: str) -> None:
-    forward = getattr(ops, name)
-    backward = getattr(ops, name + "_backward")
-
-    @torch.library.register_vmap(f"fastact::{name}")
-    def _(info: Any, in_dims: Any, self: Tensor, dim: int = -1) -> Any:
-        x = self.movedim(in_dims[0], 0)
-        if x.dim() == 1:  # samples without a dimension, which the operator refuses
-            return forward(x.new_empty(()), dim), 0
-        return forward(x, _shifted(dim, x.dim() - 1)), 0
-
-    @torch.library.register_vmap(f"fastact::{name}_backward")
-    def _(info: Any, in_dims: Any, grad: Tensor, self: Tensor, dim: int) -> Any:
-        g = _to_front(grad, in_dims[0], info.batch_size)
-        x = _to_front(self, in_dims[1], info.batch_size)
-        return backward(g, x, _shifted(dim, x.dim() - 1)), 0
+# ---- fused layers ------------------------------------------------------------------------------
 
 
-def _register_softmax(name: str) -> None:
-    forward = getattr(ops, name)
-    backward = getattr(ops, name + "_backward")
-
-    @torch.library.register_vmap(f"fastact::{name}")
-    def _(info: Any, in_dims: Any, self: Tensor, dim: int = -1, *scale: float) -> Any:
-        x = self.movedim(in_dims[0], 0)
-        if x.dim() == 1:  # samples of one element each
-            x = x.unsqueeze(1)
-            return forward(x, 1, *scale).squeeze(1), 0
-        return forward(x, _shifted(dim, x.dim() - 1), *scale), 0
-
-    @torch.library.register_vmap(f"fastact::{name}_backward")
-    def _(info: Any, in_dims: Any, grad: Tensor, output: Tensor, dim: int, *scale: float) -> Any:
-        g = _to_front(grad, in_dims[0], info.batch_size)
-        y = _to_front(output, in_dims[1], info.batch_size)
-        if y.dim() == 1:
-            return backward(g.unsqueeze(1), y.unsqueeze(1), 1, *scale).squeeze(1), 0
-        return backward(g, y, _shifted(dim, y.dim() - 1), *scale), 0
+def _geometry(named: Mapping[str, Any]) -> list[Any]:
+    """The arguments that say what a layer computes with its weight and bias: those after them."""
+    names = list(named)
+    return [named[name] for name in names[names.index("bias") + 1 : names.index("activation")]]
 
 
-def _masked_softmax(
-    info: Any,
-    in_dims: Any,
-    self: Tensor,
-    mask: Tensor | None = None,
-    dim: int = -1,
-    scale: float = 1.0,
-    is_causal: bool = False,
-) -> Any:
-    x = _to_front(self, in_dims[0], info.batch_size)
-    if len(in_dims) > 1 and in_dims[1] is not None:
-        mask = mask.movedim(in_dims[1], 0)
-        if mask.dim() > x.dim():
-            raise RuntimeError(
-                "fastact.masked_softmax(): mask: expected a shape that broadcasts to input's, "
-                f"{list(x.shape[1:])}, got {list(mask.shape[1:])}"
-            )
-        mask = _with_dims(mask, x.dim())
-    if x.dim() == 1:  # samples of one element each
-        x = x.unsqueeze(1)
-        mask = None if mask is None else mask.unsqueeze(-1)
-        return ops.masked_softmax(x, mask, 1, scale, is_causal).squeeze(1), 0
-    return ops.masked_softmax(x, mask, _shifted(dim, x.dim() - 1), scale, is_causal), 0
+def _product(row: Layer, info: Any, named: dict[str, Any], dims: dict[str, Any]) -> Tensor:
+    """The layer without what follows it, the batch dimension in front."""
+    x = _to_front(named["input"], dims["input"], info.batch_size)
+    geometry = _geometry(named)
+    if dims["weight"] is None and dims["bias"] is None:
+        weight, bias = named["weight"], named["bias"]
+        leading = x.dim() - max(weight.dim() - 1, 1)  # dimensions before those of one example
+        if leading > 1:
+            z = row.operator(x.flatten(0, leading - 1), weight, bias, *geometry)
+            return z.unflatten(0, x.shape[:leading])
+        return row.operator(x, weight, bias, *geometry)
+    weight, bias = (
+        _to_front(named[name], dims[name], info.batch_size) for name in ("weight", "bias")
+    )
+    return row.batched(x, weight, bias, *geometry)
 
 
-def _masked_softmax_backward(
-    info: Any,
-    in_dims: Any,
-    grad: Tensor,
-    output: Tensor,
-    mask: Tensor | None,
-    dim: int,
-    scale: float,
-    is_causal: bool,
-) -> Any:
-    g = _to_front(grad, in_dims[0], info.batch_size)
-    y = _to_front(output, in_dims[1], info.batch_size)
-    if mask is not None and in_dims[2] is not None:
-        mask = _with_dims(mask.movedim(in_dims[2], 0), y.dim())
-    if y.dim() == 1:  # samples of one element each
-        mask = None if mask is None else mask.unsqueeze(-1)
-        dx = ops.masked_softmax_backward(g.unsqueeze(1), y.unsqueeze(1), mask, 1, scale, is_causal)
-        return dx.squeeze(1), 0
-    dim = _shifted(dim, y.dim() - 1)
-    return ops.masked_softmax_backward(g, y, mask, dim, scale, is_causal), 0
-
-
-def _linear(
-    info: Any,
-    in_dims: Any,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    activation: str | None = None,
-    params: Any = (),
-    slope: Tensor | None = None,
-    residual: Tensor | None = None,
-    save_output: bool = True,
-) -> Any:
-    dims = [*in_dims, *[None] * (8 - len(in_dims))]
-    batch = info.batch_size
-    x = _to_front(input, dims[0], batch)
-    if dims[1] is None and dims[2] is None:
-        z = ops.linear(x, weight, bias)
-    else:
-        # [B, rows, K] @ [B, K, N]
-        w = _to_front(weight, dims[1], batch)
-        b = _to_front(bias, dims[2], batch)
-        columns = w.unsqueeze(1) if w.dim() == 2 else w
-        rows = x.reshape(batch, -1, x.shape[-1])
-        z = torch.bmm(rows, columns.transpose(1, 2))
-        if b is not None:
-            z = z + b.reshape(batch, 1, -1)
-        z = z.reshape(*x.shape[:-1], *w.shape[1:-1])
-    if residual is not None:
-        r = _to_front(residual, dims[6], batch)
-        z = _with_dims(z, r.dim()) + _with_dims(r, z.dim())
-    return _activate(info, z, activation, params, slope, dims[5], save_output), 0
-
-
-def _with_dims(x: Tensor, dims: int) -> Tensor:
-    """x with at least as many dimensions, new ones between the batch and its own."""
-    return x.reshape(x.shape[0], *[1] * (dims - x.dim()), *x.shape[1:])
-
-
-def _activate(
-    info: Any,
-    z: Tensor,
-    activation: str | None,
-    params: Any,
-    slope: Any,
-    slope_dim: Any,
-    save_output: bool = True,
-) -> Tensor:
-    """The activation of a fused operator, z's batch dimension in front."""
-    if activation is None:
+def _activated(info: Any, z: Tensor, named: dict[str, Any], slope_dim: int | None) -> Tensor:
+    """z after the activation, batch dimensions in front."""
+    if named["activation"] is None:
         return z
-    if activation == "prelu":
-        return _prelu(info, (0, slope_dim), z, slope)[0]
-    if activation in ("softmax", "log_softmax"):
-        dim, *scale = (*params,) or (-1,)
-        return getattr(ops, activation)(z, _shifted(int(dim), z.dim() - 1), *scale)
-    if not save_output:
-        row = REGISTRY[activation]
-        return row.reference(z, **dict(zip(row.parameters, params, strict=False)))
-    return getattr(ops, activation)(z, *params)
+    row = REGISTRY[named["activation"]]
+    if not named.get("save_output", True) and row.family == "unary":
+        # What PyTorch's keeps is no output that may not be written to.
+        return row.reference(z, *row.values(named["params"]))
+    arguments = row.arguments(named["params"], named["slope"])
+    return _RULES[row.name](info, (0, slope_dim), z, *arguments)[0]
 
 
-def _linear_training(info: Any, in_dims: Any, *args: Any) -> Any:
-    input, weight, bias, activation, params, slope = args
-    z, _ = _linear(info, in_dims[:3], input, weight, bias)
-    return (_activate(info, z, activation, params, slope, in_dims[5]), z), (0, 0)
+def _forward(row: Layer, operator: Any) -> _Rule:
+    def rule(info: Any, in_dims: Any, *given: Any) -> Any:
+        named = _named(operator, given)
+        dims = dict(zip(named, [*in_dims, *[None] * (len(named) - len(in_dims))], strict=True))
+        z = _product(row, info, named, dims)
+        if named.get("residual") is not None:
+            residual = _to_front(named["residual"], dims["residual"], info.batch_size)
+            z = _with_dims(z, residual.dim()) + _with_dims(residual, z.dim())
+        output = _activated(info, z, named, dims["slope"])
+        return ((output, z), (0, 0)) if len(operator.default._schema.returns) > 1 else (output, 0)
+
+    return rule
 
 
-def _linear_backward(info: Any, in_dims: Any, *args: Any) -> Any:
-    tensors = [
-        _to_front(t, dim, info.batch_size) for t, dim in zip(args[:6], in_dims, strict=False)
-    ]
-    grad, saved, input, weight, _, slope = tensors
-    activation, params, mask, *save_output = args[6:]
-    if save_output == [False] and activation and ops.saves_output(activation, params):
-        saved = _activate(info, saved, activation, params, None, None)
-    dslope = None
-    if activation is None:
-        dz = grad
-    elif activation == "prelu":
-        (dz, dslope), _ = _prelu_backward(info, (0, 0, 0), grad, saved, slope)
-    elif activation in ("softmax", "log_softmax"):
-        dim, *scale = (*params,) or (-1,)
-        scale = (scale or [1.0]) if activation == "softmax" else []
-        backward = getattr(ops, activation + "_backward")
-        dz = backward(grad, saved, _shifted(int(dim), saved.dim() - 1), *scale)
-    else:
-        dz = getattr(ops, activation + "_backward")(grad, saved, *params)
-    rows = dz.reshape(info.batch_size, -1, dz.shape[-1])
-    none = grad.new_empty(info.batch_size, 0)
-    return (
-        torch.bmm(rows, weight).reshape(*dz.shape[:-1], -1) if mask[0] else none,
-        torch.bmm(rows.transpose(1, 2), input.reshape(info.batch_size, -1, input.shape[-1]))
-        if mask[1]
-        else none,
-        rows.sum(1) if mask[2] else none,
-        dslope if mask[3] else none,
-        dz if mask[4] else none,
-    ), (0,) * 5
+def _backward(row: Layer, operator: Any) -> _Rule:
+    def rule(info: Any, in_dims: Any, *given: Any) -> Any:
+        named = _named(operator, given)
+        dims = dict(zip(named, in_dims, strict=False))
+        dz, dslope = _before_activation(info, named, dims)
+        input, weight = (
+            _to_front(named[name], dims[name], info.batch_size) for name in ("input", "weight")
+        )
+        geometry = _geometry(named)
+        makers = [functools.partial(make, dz, input, weight, *geometry) for make in row.gradients]
+        makers += [lambda: dslope, lambda: dz]
+        none = dz.new_empty(info.batch_size, 0)
+        found = [
+            make() if wanted else none for make, wanted in zip(makers, named["mask"], strict=True)
+        ]
+        return tuple(found), (0,) * len(found)
+
+    return rule
 
 
-def _linear_packed(info: Any, in_dims: Any, input: Tensor, packed: Tensor, *args: Any) -> Any:
-    return _linear(info, (in_dims[0], *in_dims[2:]), input, *args)
+def _before_activation(info: Any, named: dict[str, Any], dims: dict[str, Any]) -> tuple[Any, Any]:
+    """The gradients of the value before the activation, and of the slope."""
+    grad, saved = (_to_front(named[n], dims[n], info.batch_size) for n in ("grad", "saved"))
+    if named["activation"] is None:
+        return grad, None
+    row = REGISTRY[named["activation"]]
+    saved_is_output = named["save_output"] or row.family != "unary"
+    if not saved_is_output and ops.saves_output(row.name, named["params"]):
+        saved = _activated(info, saved, named, None)
+    arguments = row.arguments(named["params"], named["slope"])
+    rule = _RULES[row.name + "_backward"]
+    found, _ = rule(info, (0, 0, dims["slope"]), grad, saved, *arguments)
+    return found if row.takes_slope else (found, None)
 
 
-torch.library.register_vmap("fastact::prelu", _prelu)
-torch.library.register_vmap("fastact::prelu_backward", _prelu_backward)
-torch.library.register_vmap("fastact::linear", _linear)
-torch.library.register_vmap("fastact::linear_training", _linear_training)
-torch.library.register_vmap("fastact::linear_backward", _linear_backward)
-torch.library.register_vmap("fastact::linear_packed", _linear_packed)
-torch.library.register_vmap("fastact::masked_softmax", _masked_softmax)
-torch.library.register_vmap("fastact::masked_softmax_backward", _masked_softmax_backward)
-_register_softmax("softmax")
-_register_softmax("log_softmax")
-for _name in GATED_UNITS:
-    _register_gated(_name)
-for _row in REGISTRY.values():
-    if _row.family == "unary":
-        _register_unary(_row)
+# ---- registration ------------------------------------------------------------------------------
+
+
+def _rules() -> dict[str, _Rule]:
+    """By the names of the operators."""
+    found = {"prelu": _prelu, "prelu_backward": _prelu_backward}
+    names = ["masked_softmax", "masked_softmax_backward"]
+    for row in REGISTRY.values():
+        in_place = [row.name + "_"] if row.family == "unary" else []
+        names += [row.name, row.name + "_backward", *in_place]
+    for name in names:
+        row = REGISTRY.get(name.removesuffix("_backward"))
+        takes_scalars = row is None or not row.halves_dimension
+        found.setdefault(name, _batched(getattr(ops, name), takes_scalars))
+    for row in LAYERS.values():
+        for kind in ("", "_training", "_packed"):
+            found[row.name + kind] = _forward(row, getattr(ops, row.name + kind))
+        found[row.name + "_backward"] = _backward(row, getattr(ops, row.name + "_backward"))
+    return found
+
+
+_RULES = _rules()
+for _name, _rule in _RULES.items():
+    torch.library.register_vmap(f"fastact::{_name}", _rule)

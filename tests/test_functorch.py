@@ -87,6 +87,8 @@ def test_vmap_of_vmap(case):
     close(vmap(mine, chunk_size=2)(x), vmap(twin)(x))
 
 
+# PyTorch has no rules for the derivatives of its glu.
+@pytest.mark.filterwarnings("ignore:.*the batching rule for aten..glu_")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_vmap_and_gradients(case):
     x = case.smooth(4, 2)

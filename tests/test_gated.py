@@ -14,10 +14,10 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from fastact import functional
 from fastact.activations import REGISTRY
-from fastact.testing.cases import DTYPES, GATED, assert_same_bits, pairs, significant_strides
+from fastact.testing.cases import DTYPES, assert_same_bits, pairs, significant_strides
 from fastact.testing.inputs import random_tensor, special_values
 
-NAMES = [unit.name for unit in GATED]
+NAMES = [row.name for row in REGISTRY.values() if row.halves_dimension]
 by_name = pytest.mark.parametrize("name", NAMES)
 # The half that the activation is applied to, and PyTorch's activation.
 GATES = {

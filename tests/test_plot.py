@@ -11,12 +11,12 @@ import torch
 
 import fastact
 from fastact.activations import REGISTRY
-from fastact.curves import Bars, Curve, cases_of, curve, curve_or_bars
+from fastact.curves import PLOTTED, Bars, Curve, cases_of, curve, curve_or_bars
 from fastact.testing.cases import enabled
 
 mpl = pytest.importorskip("matplotlib")
 
-ELEMENTWISE = [name for name, row in REGISTRY.items() if row.family != "softmax"]
+ELEMENTWISE = [name for name, row in PLOTTED.items() if row.elementwise]
 
 
 def curve_of(name, domain=(-10.0, 10.0), **parameters):
@@ -86,7 +86,7 @@ def test_parameters():
     assert curve_of("prelu", weight=0.5).y[0].item() == -5
     assert curve_of("gelu", approximate="tanh").name == "gelu_tanh"
     names = [one.row.name for one in cases_of("plot", "all", {})]
-    assert names == list(REGISTRY)
+    assert names == list(PLOTTED)
 
 
 def test_bars_are_softmax_over_the_logits():
@@ -148,7 +148,7 @@ def draw(figure):
     return canvas.get_renderer()
 
 
-@pytest.mark.parametrize("name", list(REGISTRY))
+@pytest.mark.parametrize("name", list(PLOTTED))
 def test_legends_hide_no_data(name):
     figure = fastact.plot([name])
     renderer = draw(figure)

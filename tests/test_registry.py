@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from fastact import functional, nn
-from fastact.activations import REGISTRY
-from fastact.testing.cases import CASES, GATED, public_function
+from fastact.activations import FUSIBLE, REFUSED, REGISTRY
+from fastact.testing.cases import CASES, public_function
 from fastact.testing.samples import EXPECTED_SAMPLES
 
 ROWS = list(REGISTRY.values())
@@ -34,7 +34,7 @@ def _schemas():
 def test_names_of_operators():
     names = [name for name, _ in _schemas()]
     assert len(names) == len(set(names)), "an operator has two overloads"
-    expected = {f"{row.name}{kind}" for row in [*ROWS, *GATED] for kind in ("", "_backward")}
+    expected = {f"{row.name}{kind}" for row in ROWS for kind in ("", "_backward")}
     expected |= {f"{row.name}_" for row in UNARY}
     expected |= {
         "masked_softmax",
@@ -49,21 +49,15 @@ def test_names_of_operators():
 
 
 def test_names_of_functions():
-    functions = {row.name for row in [*ROWS, *GATED]} | {
-        "linear",
-        "masked_softmax",
-        "rrelu",
-        "softmin",
-    }
-    # "gelu_tanh" is gelu(approximate="tanh").
-    assert set(functional.__all__) == functions - {"gelu_tanh"}
+    functions = {row.function for row in ROWS} | {"linear", "masked_softmax", "rrelu", "softmin"}
+    assert set(functional.__all__) == functions
     assert all(inspect.isfunction(getattr(functional, name)) for name in functional.__all__)
     # PyTorch's generators test every one that PyTorch has.
     assert set(EXPECTED_SAMPLES) == {name for name in functional.__all__ if hasattr(F, name)}
 
 
 def test_names_of_modules():
-    modules = {row.module for row in [*ROWS, *GATED] if row.module}
+    modules = {row.module for row in ROWS if row.module}
     assert set(nn.__all__) == modules | {"Linear", "RReLU", "Softmax2d", "Softmin"}
     for name in nn.__all__:
         module = getattr(nn, name)
@@ -73,7 +67,7 @@ def test_names_of_modules():
 
 
 def test_every_row_has_cases():
-    assert {case.row.name for case in CASES} == {row.name for row in [*ROWS, *GATED]}
+    assert {case.row.name for case in CASES} == set(REGISTRY)
 
 
 def test_nothing_of_torch_is_missing():
@@ -101,7 +95,7 @@ def test_schemas(row):
         assert row.name + "_" not in schemas
 
 
-@over([row for row in UNARY if row.name != "threshold"])  # PyTorch's has no defaults
+@over([row for row in UNARY if not row.requires_parameters])
 def test_defaults_are_the_twins(row):
     """Called without parameters, function and twin are the same function."""
     x = torch.linspace(-8, 25, 101)
@@ -113,18 +107,33 @@ def test_defaults_are_the_twins(row):
 def test_row_is_complete(row):
     assert row.formula
     assert row.module is None or row.module in nn.__all__
-    assert row.family in ("unary", "prelu", "softmax")
+    assert row.family in ("unary", "prelu", "softmax", "gated")
+    assert row.results in ("", "probabilities", "log-probabilities")
     low, high = row.domain
     assert math.isfinite(low) and math.isfinite(high) and low < high
     assert row.ulp >= 0
     twin = getattr(F, row.name, None)
-    if twin is not None and row.name not in ("sigmoid", "tanh", "softmax", "log_softmax"):
-        assert row.reference is twin
+    if twin is not None:
+        assert row.reference in (twin, getattr(torch, row.name, None))
     # What draws and measures an activation calls it so.
     if row.family == "unary":
         x = torch.linspace(low, high, 33)
         assert row.exact(x, **row.parameters).isfinite().all()
         assert row.exact(x, **row.parameters).dtype == torch.float64
+
+
+@over(ROWS)
+def test_results_column(row):
+    """It names those whose results, or their exponentials, lie between 0 and 1: of all rows."""
+    tensors = [torch.full((1,), 0.25) for _ in row.tensors]
+    y = row.operator(20 * torch.randn(1000), *tensors)
+    in_unit_interval = {
+        "probabilities": bool(((y >= 0) & (y <= 1)).all()),
+        "log-probabilities": bool((y <= 0).all()),
+    }
+    assert [name for name, holds in in_unit_interval.items() if holds] == (
+        [row.results] if row.results else []
+    )
 
 
 @over([row for row in UNARY if hasattr(F, row.name)])
@@ -152,10 +161,14 @@ def test_modules_have_documents_of_their_own():
 
 
 def test_names_resolve_in_linear():
-    """Every row can be fused."""
+    """Every row can be fused that keeps the shape; every other says why not."""
     x, w = torch.ones(2, 3), torch.ones(4, 3)
-    for row in ROWS:
-        learnable = {"slope": torch.ones(1)} if row.family == "prelu" else {}
+    for name in REGISTRY.keys() - FUSIBLE.keys():
+        assert name in REFUSED
+        with pytest.raises(ValueError, match="cannot be fused: it changes the shape"):
+            functional.linear(x, w, activation=name)
+    for row in FUSIBLE.values():
+        learnable = {"slope": torch.ones(1)} if row.takes_slope else {}
         result = functional.linear(x, w, activation=row.name, **learnable)
         assert result.shape == (2, 4)
         if row.family == "unary":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import fastact  # noqa: E402
 from fastact.activations import REGISTRY  # noqa: E402
 from fastact.advice.rules import RULES  # noqa: E402
-from fastact.curves import Curve, cases_of, curve  # noqa: E402
+from fastact.curves import PLOTTED, Curve, cases_of, curve  # noqa: E402
 from fastact.testing import operators  # noqa: E402
 from tools import write_accuracy  # noqa: E402
 
@@ -94,7 +94,7 @@ THEMES = ("light", "dark")
 def sheets() -> dict[str, tuple[tuple[str, ...], str]]:
     """The sheets; what is on none of them, on one more."""
     shown = {name for names, _ in SHEETS.values() for name in names}
-    others = tuple(name for name in REGISTRY if name not in shown)
+    others = tuple(name for name in PLOTTED if name not in shown)
     return SHEETS | ({"others": (others, "others")} if others else {})
 
 
@@ -143,10 +143,10 @@ def _saturated(found: Curve) -> str:
 def formulas() -> list[str]:
     """Formula, derivative, range, value at 0 and saturation."""
     rows = []
-    for name, row in REGISTRY.items():
+    for name, row in PLOTTED.items():
         cells = [f"`{name}`", f"`{row.formula}`", _code(DERIVATIVES.get(name, ""))]
-        if row.family == "softmax":
-            cells += ["0 … 1" if name == "softmax" else "−∞ … 0", "", ""]
+        if row.along_dimension:
+            cells += ["0 … 1" if row.results == "probabilities" else "−∞ … 0", "", ""]
         else:
             [case] = cases_of("plot", name, {})
             found = curve(case)
@@ -180,7 +180,7 @@ def costs() -> list[str]:
     known = {o.name: o for family in operators.families() for o in family.operators}
     stated = cycles()
     rows = []
-    for name in REGISTRY:
+    for name in PLOTTED:
         operator = known[name]
         kept = operators.saved(operator, operator.function)
         twins = operators.saved(operator, operator.twin)

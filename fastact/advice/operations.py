@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import GATED_UNITS, REGISTRY
+from fastact.activations import FORMS, REGISTRY, Activation
 
 
 class Kind(enum.StrEnum):
@@ -66,10 +66,27 @@ LOSS_CLASSES: Mapping[type, str] = {
     getattr(torch.nn, name): function for name, function, _ in _LOSSES
 }
 
+# Functions that have no row of their own: one of the same kind.
+_ROWS: Mapping[str, Activation] = REGISTRY | {
+    "masked_softmax": REGISTRY["softmax"],
+    "rrelu": REGISTRY["leaky_relu"],
+    "softmin": REGISTRY["softmax"],
+}
+
+
+def _activations(is_such: Callable[[Activation], bool]) -> frozenset[str]:
+    return frozenset(name for name, row in _ROWS.items() if is_such(row))
+
+
 # Of what range an activation's result is, where that says something of it as an output.
-PROBABILITIES = frozenset({"sigmoid", "hardsigmoid", "softmax", "softmin", "masked_softmax"})
-LOG_PROBABILITIES = frozenset({"log_softmax", "logsigmoid"})
-ALONG_DIMENSION = frozenset({"softmax", "log_softmax", "softmin"})
+PROBABILITIES = _activations(lambda row: row.results == "probabilities")
+LOG_PROBABILITIES = _activations(lambda row: row.results == "log-probabilities")
+# Of classes that exclude each other, and of independent ones.
+SOFTMAXES = _activations(lambda row: row.along_dimension) & (PROBABILITIES | LOG_PROBABILITIES)
+SIGMOIDS = _activations(lambda row: row.elementwise) & PROBABILITIES
+LOG_SIGMOIDS = _activations(lambda row: row.elementwise) & LOG_PROBABILITIES
+# Those that take the dimension next to the input.
+ALONG_DIMENSION = SOFTMAXES - {"masked_softmax"}
 
 
 def _names(text: str) -> frozenset[str]:
@@ -77,8 +94,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 _ACTIVATIONS = {
-    **{name: name for name in (*REGISTRY, *GATED_UNITS)},
-    **{name: name for name in ("rrelu", "softmin", "masked_softmax")},
+    **{name: name for name in _ROWS},
     "expit": "sigmoid",
     "log_sigmoid": "logsigmoid",
     "swish": "silu",
@@ -213,10 +229,8 @@ def _fused(name: str, named: Mapping[str, Any]) -> list[Call]:
         found.append(Call("add", Kind.OTHER, {"other": named["residual"]}))
     activation = named["activation"]
     if activation is not None:
-        names = REGISTRY[activation].parameters
-        parameters = dict(zip(names, named.get("params") or names.values(), strict=False))
-        if "dim" in parameters:
-            parameters["dim"] = int(parameters["dim"])
+        row = REGISTRY[activation]
+        parameters = dict(zip(row.parameters, row.values(named.get("params") or ()), strict=True))
         found.append(Call(activation, Kind.ACTIVATION, parameters))
     return found
 
@@ -230,8 +244,9 @@ def _single(
 ) -> Call:
     if name in _ACTIVATIONS:
         activation = _ACTIVATIONS[name]
-        if activation == "gelu" and named.get("approximate") == "tanh":
-            activation = "gelu_tanh"
+        if activation in FORMS:
+            argument, names = FORMS[activation]
+            activation = names.get(named.get(argument), activation)
         return Call(activation, Kind.ACTIVATION, named)
     if name in LOSSES:
         return Call(name, Kind.LOSS, named)

@@ -17,8 +17,11 @@ from fastact.advice.observation import Operation, Run, Value
 from fastact.advice.operations import (
     ALONG_DIMENSION,
     LOG_PROBABILITIES,
+    LOG_SIGMOIDS,
     LOSSES,
     PROBABILITIES,
+    SIGMOIDS,
+    SOFTMAXES,
     Kind,
     LinearMap,
     Loss,
@@ -201,8 +204,7 @@ def _activation_on_regression_output(run: Run) -> Iterator[Finding]:
 
 
 def _softmax_before_cross_entropy(run: Run) -> Iterator[Finding]:
-    names = frozenset({"softmax", "log_softmax", "softmin", "masked_softmax"})
-    for loss, made in _activation_before(run, names, Loss.LOGITS):
+    for loss, made in _activation_before(run, SOFTMAXES, Loss.LOGITS):
         yield Finding(
             made,
             f"{made.name} before {loss.name}, which applies log_softmax itself",
@@ -249,15 +251,14 @@ def _missing_log_softmax(run: Run) -> Iterator[Finding]:
 
 
 def _sigmoid_on_exclusive_classes(run: Run) -> Iterator[Finding]:
-    sigmoids = frozenset({"sigmoid", "hardsigmoid"})
-    for loss, made in _activation_before(run, sigmoids, Loss.LOGITS):
+    for loss, made in _activation_before(run, SIGMOIDS, Loss.LOGITS):
         yield Finding(
             made,
             f"{made.name} before {loss.name}, whose classes exclude each other",
             {"activation": made.name, "loss": loss.name},
         )
     for loss, made in _losses(run, Loss.LOG_PROBABILITIES):
-        if made is not None and (made.name == "logsigmoid" or _is_log_of_sigmoid(made)):
+        if made is not None and (made.name in LOG_SIGMOIDS or _is_log_of_sigmoid(made)):
             yield Finding(
                 made,
                 f"the logarithm of a sigmoid goes into {loss.name}, whose classes exclude each "
@@ -301,7 +302,7 @@ def _softmax_over_one(run: Run) -> Iterator[Finding]:
         # Not the units of a layer, but positions, of which an example may have one.
         positions = before.features is not None and before.features != dim
         if not positions or _reached(operation.output, _KEEPING).is_output:
-            value = 0 if operation.name == "log_softmax" else 1
+            value = 0 if operation.name in LOG_PROBABILITIES else 1
             yield Finding(
                 operation,
                 f"{operation.name} over dimension {dim} of {list(shape)}, of size 1: the result "

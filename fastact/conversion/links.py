@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from fastact import functional, nn
-from fastact.activations import REGISTRY, resolve
+from fastact.activations import FORMS, FUSIBLE, resolve
 from fastact.layers import LAYERS
 from fastact.nn.epilogue import ACTIVATION_MODULES, ActivationModule, has_hooks
 
@@ -98,7 +98,7 @@ class KnownActivation(NamedTuple):
 
     @property
     def has_slope(self) -> bool:
-        return self.row.name == "prelu"
+        return FUSIBLE[self.row.name].takes_slope
 
     def read(self, module: Module) -> Epilogue | None:
         """None where it cannot be fused as it is."""
@@ -215,15 +215,13 @@ class KnownCall(NamedTuple):
 def _calls() -> dict[Any, KnownCall]:
     """By function, or by name of the method."""
     found: dict[Any, KnownCall] = {}
-    for name in REGISTRY:
-        twin = getattr(functional, name, None)
-        if twin is None:
-            continue
+    for name in dict.fromkeys(row.function for row in FUSIBLE.values()):
+        twin = getattr(functional, name)
         arguments = tuple(inspect.signature(twin).parameters)[1:]
         found[twin] = KnownCall(name, arguments)
         # torch.softmax and Tensor.softmax have no _stacklevel between dim and dtype.
         shorter = tuple(a for a in arguments if a not in ("_stacklevel", "inplace"))
-        keywords = name == "gelu"
+        keywords = name in FORMS
         for spelling in (name, name + "_"):
             inplace = spelling != name
             short = KnownCall(name, shorter, inplace, keywords)
@@ -275,18 +273,21 @@ def of_call(target: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Ep
     inplace = given.pop("inplace", False) or written
     if type(inplace) is not bool or given.pop("dtype", None) is not None:
         return None
-    if name == "prelu":
-        slope = given.get("weight")
+    row = FUSIBLE[name]
+    if row.takes_slope:
+        slope = given.get(*row.tensors)
         return Epilogue(name, (), slope, inplace) if is_plain(slope) else None
-    if name in ("softmax", "log_softmax") and type(given.get("dim")) is not int:
+    if row.along_dimension and type(given.get("dim")) is not int:
         return None
-    approximate = given.get("approximate", "none")
-    if type(approximate) is not str or approximate not in ("none", "tanh"):
+    form = FORMS.get(name)
+    if form is not None and form.argument in given:
+        value = given[form.argument]
+        if type(value) is not str or value not in form.names:
+            return None
+    numbers = [value for key, value in given.items() if form is None or key != form.argument]
+    if not all(type(value) in (int, float) for value in numbers):
         return None
-    numbers = {key: value for key, value in given.items() if key != "approximate"}
-    if not all(type(value) in (int, float) for value in numbers.values()):
-        return None
-    if name == "threshold" and len(numbers) < 2:  # PyTorch's has no defaults
+    if row.requires_parameters and len(numbers) < len(row.parameters):
         return None
     return Epilogue(*resolve("convert", name, given), None, inplace)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import linecache
-
 import torch
 from torch.compiler import is_dynamo_compiling  # noqa: F401  (in the text of _TEMPLATE)
 
 from fastact import _C, functional
 from fastact.activations import REGISTRY, Activation
+from fastact.exec_source import exec_source
 
 _TEMPLATE = """\
 def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -19,7 +18,7 @@ def forward(self, input: torch.Tensor) -> torch.Tensor:
 
 
 def _define(row: Activation) -> type[torch.nn.Module]:
-    """The module of one unary activation. Its forward calls the bindings: through the function
+    """The module of one activation. Its forward calls the bindings: through the function
     it would take 0.1 us more. What it calls are names of this module, where Dynamo looks for them.
     """
     twin = getattr(torch.nn, row.module)
@@ -31,12 +30,11 @@ def _define(row: Activation) -> type[torch.nn.Module]:
         traced=arguments + (", inplace=self.inplace" if row.inplace else ""),
         bound=f"({bound}_ if self.inplace else {bound})" if row.inplace else bound,
     )
-    file = f"<fastact.nn.{row.module}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = globals()
     scope[bound] = getattr(_C, row.name)
-    scope[bound + "_"] = getattr(_C, row.name + "_")
-    exec(compile(text, file, "exec"), scope)
+    if row.inplace:
+        scope[bound + "_"] = getattr(_C, row.name + "_")
+    exec_source(text, f"<fastact.nn.{row.module}>", scope)
     forward = scope.pop("forward")
     forward.__qualname__ = f"{row.module}.forward"
     return type(
@@ -50,10 +48,11 @@ def _define(row: Activation) -> type[torch.nn.Module]:
     )
 
 
+# The forms of a function share a module that chooses among them.
 _modules = {
     row.module: _define(row)
     for row in REGISTRY.values()
-    if row.family == "unary" and row.module not in (None, "GELU")
+    if row.is_plain and row.module and not row.form
 }
 globals().update(_modules)
 
@@ -74,15 +73,6 @@ class PReLU(torch.nn.PReLU):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return functional.prelu(input, self.weight)
-
-
-class GLU(torch.nn.GLU):
-    """torch.nn.GLU: a * sigmoid(b), a and b the halves of the input along ``dim``."""
-
-    __module__ = "fastact.nn"
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return functional.glu(input, self.dim)
 
 
 class RReLU(torch.nn.RReLU):
@@ -137,7 +127,6 @@ class LogSoftmax(torch.nn.LogSoftmax):
 __all__ = [
     *_modules,
     "GELU",
-    "GLU",
     "LogSoftmax",
     "PReLU",
     "RReLU",

@@ -122,13 +122,13 @@ class Threshold(torch.nn.Threshold):
         input: torch.Tensor,
     ) -> torch.Tensor: ...
 
-class GELU(torch.nn.GELU):
+class GLU(torch.nn.GLU):
     def forward(
         self,
         input: torch.Tensor,
     ) -> torch.Tensor: ...
 
-class GLU(torch.nn.GLU):
+class GELU(torch.nn.GELU):
     def forward(
         self,
         input: torch.Tensor,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
-from fastact.activations import REGISTRY, resolve, unknown_activation
+from fastact.activations import FORMS, FUSIBLE, REFUSED, resolve, unknown_activation
 from fastact.nn import activations
 
 # ---- what an activation module computes now ----------------------------------------------------
@@ -51,15 +51,14 @@ class ActivationModule(NamedTuple):
 # By the name of the class. RReLU draws random numbers, GLU halves a dimension, Softmax2d asks for a
 # number of them.
 ACTIVATION_MODULES: Mapping[str, ActivationModule] = {
-    row.module: ActivationModule(row.name, tuple(row.parameters))
-    for row in REGISTRY.values()
+    row.module: ActivationModule(
+        row.function, tuple(row.parameters), variant=FORMS.get(row.function)
+    )
+    for row in FUSIBLE.values()
     if row.module
 } | {
     # Its forward calls hardtanh with these, which somebody may have set.
     "ReLU6": ActivationModule("hardtanh", ("min_val", "max_val")),
-    "GELU": ActivationModule(
-        "gelu", variant=("approximate", {"none": "gelu", "tanh": "gelu_tanh"})
-    ),
     "Softmax": ActivationModule("softmax", ("dim",), (1.0,)),
     "Softmin": ActivationModule("softmax", ("dim",), (-1.0,)),
     "LogSoftmax": ActivationModule("log_softmax", ("dim",)),
@@ -121,10 +120,14 @@ def computed_by(module: torch.nn.Module) -> _Computed | None:
     return row.read(module)
 
 
-def slope_of(prelu: torch.nn.Module) -> Tensor:
+# Names of the activations that take a slope: a look-up in each call of a fused layer.
+_WITH_SLOPE = frozenset(row.name for row in FUSIBLE.values() if row.takes_slope)
+
+
+def slope_of(activation: torch.nn.Module) -> Tensor:
     """The weight of a PReLU module, without nn.Module.__getattr__ where it can be."""
-    own = prelu._parameters
-    return own["weight"] if "weight" in own else prelu.weight  # noqa: SIM401
+    own = activation._parameters
+    return own["weight"] if "weight" in own else activation.weight  # noqa: SIM401
 
 
 # Name and parameters of the activation to fuse, if any; PReLU's slope; the module to call on the
@@ -140,12 +143,14 @@ def epilogue_of(module: torch.nn.Module | None) -> _Epilogue:
     if computed is None:
         return None, (), None, module
     name, parameters = computed
-    return name, parameters, slope_of(module) if name == "prelu" else None, None
+    return name, parameters, slope_of(module) if name in _WITH_SLOPE else None, None
 
 
 # ---- activation= -------------------------------------------------------------------------------
 
-_REFUSED = {torch.nn.GLU: "glu", torch.nn.RReLU: "rrelu"}
+_REFUSED = {
+    getattr(torch.nn, refused.module): name for name, refused in REFUSED.items() if refused.module
+}
 _ACCEPTED = tuple(
     kind
     for kind in (getattr(torch.nn, name) for name in activations.__all__)
@@ -191,9 +196,10 @@ class FusedActivation:
         if isinstance(activation, type) and issubclass(activation, torch.nn.Module):
             _check_class(op, activation)
             activation, params = _made(op, activation, params, factory), {}
-        elif isinstance(activation, str) and activation == "prelu":
-            self.name = "prelu"
-            activation, params = _made(op, activations.PReLU, params, factory), {}
+        elif isinstance(activation, str) and activation in _WITH_SLOPE:
+            self.name = FUSIBLE[activation].name
+            kind = getattr(activations, FUSIBLE[activation].module)
+            activation, params = _made(op, kind, params, factory), {}
         if not isinstance(activation, torch.nn.Module):
             self.name, self.parameters = resolve(op, activation, params)
             return
@@ -208,9 +214,9 @@ class FusedActivation:
 
     def __repr__(self) -> str:
         """The keyword arguments that a layer's repr shows; a module is shown by itself."""
-        if self.name not in REGISTRY:
+        if self.name not in FUSIBLE:
             return ""
-        known = REGISTRY[self.name].parameters
+        known = FUSIBLE[self.name].parameters
         shown = [f"activation={self.name!r}"]
         shown += [f"{k}={v}" for k, v in zip(known, self.parameters, strict=True)]
         return ", ".join(shown)

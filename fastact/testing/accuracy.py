@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastact.activations import REGISTRY, Activation
 from fastact.testing.cases import CASES, DEFAULT_CASES, Case
 from fastact.testing.ulp import ulp_error
 
@@ -37,9 +38,8 @@ STRIDE_OF_PYTORCH = 997  # PyTorch's own figures come from every 997th input
 
 # The rows whose elements have nothing to do with each other: with every setting of their
 # parameters, and with the one that is swept.
-_FAMILIES = ("unary", "prelu")
-ELEMENTWISE = [case for case in CASES if case.row.family in _FAMILIES]
-MEASURED = [case for case in DEFAULT_CASES if case.row.family in _FAMILIES]
+ELEMENTWISE = [case for case in CASES if case.row.elementwise]
+MEASURED = [case for case in DEFAULT_CASES if case.row.elementwise]
 
 # ---- operators ---------------------------------------------------------------------------------
 
@@ -90,26 +90,19 @@ class AlongDimension:
         return self.name
 
 
-def _gated(name: str) -> AlongDimension:
-    operators = (getattr(torch.ops.fastact, name + suffix) for suffix in ("", "_backward"))
-    return AlongDimension(name, *operators)
-
-
-def _softmax(name: str, operator: str, *scale: float) -> AlongDimension:
-    ops = torch.ops.fastact
+def _along(row: Activation, name: str, **setting: float) -> AlongDimension:
+    backward = getattr(torch.ops.fastact, row.name + "_backward")
+    _, *rest = {**row.parameters, **setting}.values()
     return AlongDimension(
         name,
-        lambda x, dim: getattr(ops, operator)(x, dim, *scale),
-        lambda grad, y, dim: getattr(ops, operator + "_backward")(grad, y, dim, *scale),
-        reads_output=True,
+        lambda x, dim: row.operator(x, dim, *rest),
+        lambda grad, saved, dim: backward(grad, saved, dim, *rest),
+        reads_output=not row.halves_dimension,
     )
 
 
-ALONG_DIMENSION = [
-    _softmax("softmax", "softmax", 1.0),
-    _softmax("softmin", "softmax", -1.0),
-    _softmax("log_softmax", "log_softmax"),
-    *map(_gated, ("glu", "swiglu", "geglu", "reglu")),
+ALONG_DIMENSION = [_along(row, row.name) for row in REGISTRY.values() if row.along_dimension] + [
+    _along(REGISTRY["softmax"], "softmin", scale=-1.0)
 ]
 
 

@@ -52,6 +52,11 @@ _LIMITS: Mapping[str, dict[float, float]] = {
     "softsign": {-math.inf: -1.0, math.inf: 1.0},
 }
 
+# Points where the derivative jumps that follow from more than one parameter.
+_KINKS: Mapping[str, Callable[..., float]] = {
+    "softplus": lambda beta, threshold: threshold / beta,
+}
+
 
 def _no_tensors(input: Tensor) -> tuple[Tensor, ...]:
     return ()
@@ -90,8 +95,7 @@ class Case:
     twin: Callable[..., Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        # torch.nn.functional.threshold has no defaults.
-        required = self.row.parameters if self.row.name == "threshold" else {}
+        required = self.row.parameters if self.row.requires_parameters else {}
         keywords = {**required, **self.parameters}
         function = functools.partial(public_function(self.row), **keywords)
         twin = functools.partial(self.row.reference, **keywords)
@@ -109,7 +113,7 @@ class Case:
 
     def accepts(self, input: Tensor) -> bool:
         """Whether the twin takes an input of this shape."""
-        if self.row.family == "gated":
+        if self.row.halves_dimension:
             return input.dim() > 0 and input.shape[self.parameters["dim"]] % 2 == 0
         return input.dim() > 0 or self.label != "channels"
 
@@ -122,10 +126,8 @@ class Case:
         return self._module(torch.nn, factory)
 
     def _module(self, namespace: Any, factory: dict[str, Any]) -> torch.nn.Module:
-        keywords = dict(self.keywords)
-        if isinstance(self.row.reference, functools.partial):
-            keywords |= self.row.reference.keywords
-        return getattr(namespace, self.row.module)(**keywords, **factory)
+        keywords = {**self.keywords, **self.row.form, **factory}
+        return getattr(namespace, self.row.module)(**keywords)
 
     def exact(self, input: Tensor) -> Tensor:
         """The result in float64, differentiable."""
@@ -146,9 +148,8 @@ class Case:
             return [0.0]
         points = {0.0, 3.0, -3.0, 6.0}
         points |= {sign * value for value in self.values for sign in (1, -1)}
-        if self.row.name == "softplus":
-            beta, threshold = self.values
-            points.add(threshold / beta)
+        if self.row.name in _KINKS:
+            points.add(_KINKS[self.row.name](*self.values))
         return sorted(points)
 
     def assert_like_twin(self, input: Tensor, context: object = "") -> None:
@@ -159,12 +160,9 @@ class Case:
 
 
 def public_function(row: Activation) -> Callable[..., Tensor]:
-    """The function of fastact.functional; "gelu_tanh" is a form of "gelu"."""
-    if isinstance(row.reference, functools.partial):
-        return functools.partial(
-            getattr(functional, row.reference.func.__name__), **row.reference.keywords
-        )
-    return getattr(functional, row.name)
+    """The function of fastact.functional, in the row's form."""
+    function = getattr(functional, row.function)
+    return functools.partial(function, **row.form) if row.form else function
 
 
 def assert_like_twin(
@@ -234,41 +232,19 @@ def assert_same_bits(actual: Tensor, expected: Tensor, context: object = "") -> 
         )
 
 
-def _gated(name: str, reference: Callable[..., Tensor], module: str = "") -> Activation:
-    return Activation(name, module, reference, formula="", family="gated", ulp=2.0)
-
-
-def _halves(product: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    def gate(x: Tensor, dim: int = -1) -> Tensor:
-        return product(*x.chunk(2, dim))
-
-    return gate
-
-
-# Gated units halve a dimension, so they are no rows of the registry; PyTorch has only glu.
-GATED: list[Activation] = [
-    _gated("glu", _halves(lambda a, b: a * torch.sigmoid(b)), module="GLU"),
-    _gated("swiglu", _halves(lambda a, b: torch.nn.functional.silu(a) * b)),
-    _gated("geglu", _halves(lambda a, b: torch.nn.functional.gelu(a) * b)),
-    _gated("reglu", _halves(lambda a, b: torch.relu(a) * b)),
-]
-
-
 def _cases_of(row: Activation) -> list[Case]:
-    if row.family == "unary":
-        return [Case(row), *(Case(row, setting) for setting in _SETTINGS.get(row.name, []))]
-    if row.family == "prelu":
+    if row.takes_slope:
         return [Case(row, {}, _one_weight, "one"), Case(row, {}, _channel_weights, "channels")]
-    if row.family in ("softmax", "gated"):
+    if row.along_dimension:
         return [Case(row, {"dim": -1}), Case(row, {"dim": 0})]
-    return []  # test_registry tells
+    return [Case(row), *(Case(row, setting) for setting in _SETTINGS.get(row.name, []))]
 
 
 def _not_at_its_defaults(cases: list[Case]) -> Case:
     return [case for case in cases[:2] if case.parameters.get("dim") != 0][-1]
 
 
-_CASES = [cases for row in [*REGISTRY.values(), *GATED] if (cases := _cases_of(row))]
+_CASES = [_cases_of(row) for row in REGISTRY.values()]
 CASES: list[Case] = list(itertools.chain.from_iterable(_CASES))
 # One of each row: at its defaults; not at them, where it has parameters.
 DEFAULT_CASES: list[Case] = [cases[0] for cases in _CASES]
@@ -309,22 +285,21 @@ class FusedCase:
 
 def _fused_case(case: Case) -> FusedCase:
     # The channels are linear's last dimension and prelu's second: the same for a matrix.
-    learnable = case.row.family == "prelu"
-    return FusedCase(case.row.name, case.parameters, case.twin, learnable)
+    return FusedCase(case.row.name, case.parameters, case.twin, case.row.takes_slope)
 
 
 _UNFUSED = FusedCase(None, {}, lambda z: z)
 FUSED_CASES: list[FusedCase] = [
     _UNFUSED,
-    *(_fused_case(case) for case in CASES if case.row.name in REGISTRY and case.label != "one"),
+    *(_fused_case(case) for case in CASES if case.row.fusible and case.label != "one"),
 ]
 VARIED_FUSED_CASES: list[FusedCase] = [
     _UNFUSED,
-    *(_fused_case(case) for case in VARIED_CASES if case.row.name in REGISTRY),
+    *(_fused_case(case) for case in VARIED_CASES if case.row.fusible),
 ]
 FUSED_OF_EACH_KIND: list[FusedCase] = [
     _UNFUSED,
-    *(_fused_case(case) for case in OF_EACH_KIND if case.row.name in REGISTRY),
+    *(_fused_case(case) for case in OF_EACH_KIND if case.row.fusible),
 ]
 
 

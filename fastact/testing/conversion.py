@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import linecache
 import math
 import random
 import traceback
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 import fastact
 from fastact.conversion import site
+from fastact.exec_source import exec_source
 from fastact.testing import programs
 
 MODES = ("inference", "training")
@@ -105,10 +105,8 @@ _texts = itertools.count()
 
 
 def defined(text: str, **scope: Any) -> dict[str, Any]:
-    """Runs the text of a file that exists in linecache alone, so that its functions have source."""
-    file = f"<fastact.testing {next(_texts)}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    exec(compile(text, file, "exec", dont_inherit=True), scope)
+    """What a text defines, functions with source, beside what the scope holds."""
+    exec_source(text, f"<fastact.testing {next(_texts)}>", scope)
     return scope
 
 

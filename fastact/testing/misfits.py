@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastact.activations import GATED_UNITS, KERNEL_DTYPES, REGISTRY
+from fastact.activations import FUSIBLE, KERNEL_DTYPES, REGISTRY
 
 EXPECTED_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 # Preloaded, it makes malloc check its heap at every call and fill memory that is not in use.
@@ -61,7 +61,7 @@ _FLOATS = [
     math.nan,
 ]
 _INTEGERS = [0, 1, -1, 2, -2, 3, -7, 100, 2**31, -(2**31), 2**63 - 1, -(2**63)]
-_NAMES = [*REGISTRY, "glu", "rrelu", "", "nope", "relu\0", "RELU", "x" * 10_000, None]
+_NAMES = [*REGISTRY, "rrelu", "", "nope", "relu\0", "RELU", "x" * 10_000, None]
 
 
 class _GuardedMemory:
@@ -143,15 +143,16 @@ class Generator:
     def _fitting(self, name: str, r: random.Random) -> dict[str, Any]:
         m, n, k = (r.choice((1, 2, 3, 5, 9, 17, 33)) for _ in range(3))
         dtype = r.choice(KERNEL_DTYPES)
-        activation = r.choice([*REGISTRY, None])
-        base = name.removesuffix("_backward").removesuffix("_")
+        activation = r.choice([*FUSIBLE, None])
+        takes_slope = activation is not None and FUSIBLE[activation].takes_slope
+        row = REGISTRY.get(name.removesuffix("_backward").removesuffix("_"))
         shapes: dict[str, tuple[int, ...]]
         if "linear" in name:
             shapes = {"input": (m, k), "weight": (n, k), "bias": (n,), "slope": (n,)}
             shapes |= dict.fromkeys(("residual", "grad", "saved"), (m, n))
-        elif base == "prelu":
+        elif row is not None and row.takes_slope:
             shapes = {"self": (m, n, k), "grad": (m, n, k), "weight": (n,)}
-        elif base in GATED_UNITS:
+        elif row is not None and row.halves_dimension:
             shapes = {"self": (m, 2 * n), "grad": (m, n)}
         else:
             shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask", "operand"), (m, n))
@@ -160,13 +161,13 @@ class Generator:
             "slope": None,
             "dim": -1,
             "is_causal": False,
-            "mask": (True, True, True, activation == "prelu", True),
+            "mask": (True, True, True, takes_slope, True),
             "packed": False,
         }
         arguments: dict[str, Any] = {}
         for argument in self._schemas[name].arguments:
             kind = str(argument.type)
-            if argument.name == "slope" and activation != "prelu":
+            if argument.name == "slope" and not takes_slope:
                 arguments["slope"] = None
             elif argument.name == "packed" and kind == "Tensor":
                 arguments["packed"] = torch.ops.fastact.pack_linear(

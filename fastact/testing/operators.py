@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import inspect
 import re
 import sys
@@ -97,22 +96,16 @@ class Family:
     has_kernel_dtypes: bool = True
 
 
-def _said(name: str) -> tuple[str, str]:
-    """The formula and the source in the docstring of a function that has no row."""
+def _said(name: str) -> str:
+    """The formula in the docstring of a function that has no row."""
     doc = inspect.getdoc(getattr(functional, name)) or ""
-    formula = re.split(r", a and b |[;.](?:\s|$)", doc, maxsplit=1)[0]
-    source = re.search(r"^Source: (.+?)\.$", doc, re.M | re.S)
-    return formula, source[1] if source else ""
+    return re.split(r"[;.](?:\s|$)", doc, maxsplit=1)[0]
 
 
-def _elementwise(case: Case) -> Operator:
+def _activation(case: Case) -> Operator:
     row = case.row
-    computes, source = (row.formula, row.source) if row.formula else _said(row.name)
-    twin = case.twin
-    if row.family == "gated" and hasattr(F, row.name):  # the case table has a composition
-        twin = functools.partial(getattr(F, row.name), **case.keywords)
-    tensors = dict(zip(("weight",), case.tensors(torch.zeros(SHAPE)), strict=False))
-    return Operator(row.name, computes, case.function, twin, tensors, source)
+    tensors = dict(zip(row.tensors, case.tensors(torch.zeros(SHAPE)), strict=True))
+    return Operator(row.name, row.formula, case.function, case.twin, tensors, row.source)
 
 
 def _linear(fused: FusedCase) -> Operator:
@@ -128,7 +121,7 @@ def _linear(fused: FusedCase) -> Operator:
 
     tensors = {name: torch.rand(shapes[name]) for name in names}
     name = f'`activation="{fused.name}"`' if fused.name else "no activation"
-    return Operator(name, _said("linear")[0], function, twin, tensors)
+    return Operator(name, _said("linear"), function, twin, tensors)
 
 
 def _first_of_each(cases: Iterable[FusedCase]) -> list[FusedCase]:
@@ -138,7 +131,7 @@ def _first_of_each(cases: Iterable[FusedCase]) -> list[FusedCase]:
 
 def families() -> list[Family]:
     def rows(family: str) -> list[Operator]:
-        return [_elementwise(case) for case in DEFAULT_CASES if case.row.family == family]
+        return [_activation(case) for case in DEFAULT_CASES if case.row.family == family]
 
     def family(title: str, text: str, name: str) -> Family:
         operators = rows(name)
