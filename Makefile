@@ -14,7 +14,8 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy fuzz guide architectures models generated peers lint format wheel clean
+.PHONY: help test bench accuracy fuzz guide architectures models generated peers lint format wheel \
+  sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -29,10 +30,13 @@ bench: .venv/installed .venv/bench-tools ## set up, build, run the quick benchma
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 accuracy: .venv/installed ## set up, build, measure the error of every activation
-	$(BIN)/python -m fastact.testing.accuracy
+	$(BIN)/python tools/write_accuracy.py
 
 fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator with arguments that do not fit
 	$(BIN)/python -m fastact.testing.misfits $(FUZZ_ARGS)
+
+sanitize: .venv/installed ## run the C++ tests of vectors and kernels with two sanitizers: compiles for minutes
+	$(BIN)/python tools/cpp_tests.py --sanitize
 
 models: .venv/installed ## convert models of other libraries (installed beside) and write docs/models.md
 	$(BIN)/python -m tools.models

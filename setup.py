@@ -2,7 +2,7 @@
 
 fastact/_ops.so      csrc/**/*.cpp and, with CUDA, csrc/cuda/*.cu: operators, autograd, kernels.
                      No Python symbol.
-fastact/_C.<abi>.so  csrc/bindings/*.cpp: the Python module that calls them.
+fastact/_C.<abi>.so  csrc/bindings/**/*.cpp: the Python module that calls them.
 
 csrc/cpu/isa/*.cpp holds the kernels, free of PyTorch. Each file is compiled once per instruction
 set, with -DFASTACT_ISA=<set> and the flags of that set. A file that only some sets need names them
@@ -211,9 +211,9 @@ CUDA = find_cuda()
 DEVICE = "cuda" if CUDA else "cpu"
 SHIM += ["-DFASTACT_CUDA"] if CUDA else []
 
-bindings = sorted(Path("csrc/bindings").glob("*.cpp"))
+bindings = sorted(Path("csrc/bindings").rglob("*.cpp"))
 apart = [Path("csrc/cpu/isa"), Path("csrc/bindings"), *([] if CUDA else [Path("csrc/cuda")])]
-sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if p.parent not in apart]
+sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if not {*p.parents} & {*apart}]
 libraries = ["c10", "torch_cpu", "torch"]
 if CUDA:
     sources += sorted(Path("csrc/cuda").glob("*.cu"))

@@ -15,7 +15,8 @@ import torch
 
 import fastact
 from fastact import functional
-from fastact.testing.cases import CASES, DTYPES, FUSED_CASES, FusedCase, special_values
+from fastact.testing.cases import CASES, DTYPES, FUSED_CASES, FusedCase
+from fastact.testing.inputs import special_values
 
 SHAPE = (6, 34)  # whole vectors and a tail, in both dimensions; even, for gated units
 

@@ -1,5 +1,6 @@
 """What every test starts from: one thread, known random numbers, and no compiler cache."""
 
+import gc
 import logging
 
 import pytest
@@ -42,3 +43,23 @@ def inductor(dynamo):
 
     with fresh_cache(), torch._inductor.config.patch(force_disable_caches=True, compile_threads=1):
         yield
+
+
+@pytest.fixture(scope="module")
+def no_garbage():
+    """Tensors of earlier tests in reference cycles would die in the middle of these."""
+    gc.collect()
+
+
+@pytest.fixture
+def output_cache(no_garbage):
+    """Nothing cached before and after; the same limit on every machine, then the one there was."""
+    from fastact import memory
+
+    limit = memory.stats()["limit_bytes"]
+    memory.set_limit(2**30)
+    memory.empty_cache()
+    yield
+    memory.enable()
+    memory.set_limit(limit)
+    memory.empty_cache()

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastact
 from fastact import functional, nn
-from fastact.testing.cases import CASES, random_tensor
+from fastact.testing.cases import CASES
+from fastact.testing.inputs import random_tensor
 
 X = torch.linspace(-2, 2, 18).reshape(3, 6)
 # Every module with a row of the registry: nn.Hardtanh refuses min_val == max_val.

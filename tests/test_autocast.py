@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fastact import functional, nn
-from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES, random_tensor
+from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES
+from fastact.testing.inputs import random_tensor
 
 LOW = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -15,8 +15,8 @@ from fastact.testing.cases import (
     UNARY_CASES,
     VARIED_CASES,
     VARIED_FUSED_CASES,
-    random_tensor,
 )
+from fastact.testing.inputs import random_tensor
 
 pytestmark = pytest.mark.usefixtures("dynamo")
 

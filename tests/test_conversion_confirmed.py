@@ -1,4 +1,4 @@
-"""Does what csrc/bindings/site.cpp confirms agree with what Python decides?"""
+"""Does what csrc/bindings/site/ confirms agree with what Python decides?"""
 
 import copy
 

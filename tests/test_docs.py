@@ -14,6 +14,7 @@ import torch
 
 import fastact
 from fastact.testing import accuracy, operators
+from tools import write_accuracy
 
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "docs" / "adding-an-activation.md"
@@ -80,51 +81,55 @@ def test_examples_in_docstrings(name):
 
 def table(**cells):
     row = {"activation": "tanh", "float32": "0.505", "bound": "1.0", "bfloat16": "0.499"} | cells
-    return accuracy.Table("Outputs (ULP)", list(row), [list(row.values())])
+    return write_accuracy.Table("Outputs (ULP)", list(row), [list(row.values())])
 
 
 def test_accuracy_document_keeps_other_sections(tmp_path):
     document = tmp_path / "accuracy.md"
-    accuracy.write_section(document, "avx2", accuracy.section_of([table(float32="0.7")], "one"))
-    accuracy.write_section(document, "baseline", accuracy.section_of([table()], "two"))
-    accuracy.write_section(document, "baseline", accuracy.section_of([table(float32="0.6")], "3"))
-    sections = accuracy.read_sections(document)
+    write_accuracy.write_section(
+        document, "avx2", write_accuracy.section_of([table(float32="0.7")], "one")
+    )
+    write_accuracy.write_section(document, "baseline", write_accuracy.section_of([table()], "two"))
+    write_accuracy.write_section(
+        document, "baseline", write_accuracy.section_of([table(float32="0.6")], "3")
+    )
+    sections = write_accuracy.read_sections(document)
     assert list(sections) == ["avx2", "baseline"]
     assert "`one`" in sections["avx2"]
     assert "`two`" not in sections["baseline"]
-    figures = accuracy.figures_in(sections["baseline"])
+    figures = write_accuracy.figures_in(sections["baseline"])
     assert figures["Outputs (ULP)", "tanh", "float32"] == 0.6
     assert ("Outputs (ULP)", "tanh", "bound") not in figures
 
 
 def test_accuracy_check_notices_what_has_grown():
-    committed = "\n".join(accuracy.section_of([table()], "-").splitlines())
-    assert not accuracy.grown([table()], committed)
-    assert not accuracy.grown([table(float32="0.504")], committed)
-    assert accuracy.grown([table(float32="0.506")], committed)
-    assert accuracy.grown([table(bfloat16="differs")], committed)
-    assert not accuracy.grown([table(bfloat16="equal")], committed)
-    assert not accuracy.grown([table(bound="9.0")], committed)
+    committed = "\n".join(write_accuracy.section_of([table()], "-").splitlines())
+    assert not write_accuracy.grown([table()], committed)
+    assert not write_accuracy.grown([table(float32="0.504")], committed)
+    assert write_accuracy.grown([table(float32="0.506")], committed)
+    assert write_accuracy.grown([table(bfloat16="differs")], committed)
+    assert not write_accuracy.grown([table(bfloat16="equal")], committed)
+    assert not write_accuracy.grown([table(bound="9.0")], committed)
 
 
 def test_committed_accuracy_is_complete_and_has_not_grown(capsys):
-    sections = accuracy.read_sections(accuracy.DOCUMENT)
+    sections = write_accuracy.read_sections(write_accuracy.DOCUMENT)
     strides = {
         isa: int((re.search(r"--stride (\d+)", text.partition("###")[0]) or [0, 1])[1])
         for isa, text in sections.items()
     }
     assert strides["avx512"] == 1  # every input
-    isa = accuracy.own_section()
+    isa = write_accuracy.own_section()
     if isa not in sections:
         pytest.skip(f"docs/accuracy.md was not measured with {isa}")
-    measured = {name for _, name, _ in accuracy.figures_in(sections[isa])}
+    measured = {name for _, name, _ in write_accuracy.figures_in(sections[isa])}
     assert measured == {case.row.name for case in accuracy.MEASURED}
     assert "FAIL" not in sections[isa]
     # Inputs that the section has measured, too: of every section, and of what is compared with
     # PyTorch, which takes one in STRIDE_OF_PYTORCH.
     stride = strides[isa] * accuracy.STRIDE_OF_PYTORCH
     stride *= max(1, 65537 // stride)
-    assert accuracy.main(["--stride", str(stride), "--check"]) == 0, capsys.readouterr().err
+    assert write_accuracy.main(["--stride", str(stride), "--check"]) == 0, capsys.readouterr().err
 
 
 # ---- docs/operators.md -------------------------------------------------------------------------

@@ -13,13 +13,8 @@ from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastact import functional, nn
-from fastact.testing.cases import (
-    DEFAULT_CASES,
-    FUSED_OF_EACH_KIND,
-    OF_EACH_KIND,
-    VARIED_CASES,
-    random_tensor,
-)
+from fastact.testing.cases import DEFAULT_CASES, FUSED_OF_EACH_KIND, OF_EACH_KIND, VARIED_CASES
+from fastact.testing.inputs import random_tensor
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastact
 from fastact import functional, nn
-from fastact.testing.cases import FUSED_CASES, random_tensor
+from fastact.testing.cases import FUSED_CASES
+from fastact.testing.inputs import random_tensor
 
 # input, weight
 SHAPES = {

@@ -11,7 +11,7 @@ PROGRAM = """
 import faulthandler, functools, os, sys, time
 import torch
 from fastact.testing import accuracy
-from fastact.testing.cases import random_tensor
+from fastact.testing.inputs import random_tensor
 
 repetitions, layout = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(4)

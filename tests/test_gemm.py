@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastact.testing.cases import DTYPES, FUSED_CASES, random_tensor
+from fastact.testing.cases import DTYPES, FUSED_CASES
+from fastact.testing.inputs import random_tensor
 
 ops = torch.ops.fastact
 

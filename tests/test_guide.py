@@ -1,7 +1,6 @@
 """Is docs/activations.md what the registry, the rules and its own programs say?"""
 
 import contextlib
-import importlib.util
 import io
 import math
 import re
@@ -14,19 +13,10 @@ from fastact.activations import REGISTRY
 from fastact.advice.rules import RULES
 from fastact.curves import PLOTTED, cases_of, curve
 from fastact.testing.cases import enabled
+from tools import write_activations as guide
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "activations.md").read_text()
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-guide = load("write_activations")
 
 
 # ---- tables ------------------------------------------------------------------------------------

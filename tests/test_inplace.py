@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from fastact.testing.cases import DTYPES, LAYOUTS, UNARY_CASES, pairs, random_tensor
+from fastact.testing.cases import DTYPES, UNARY_CASES, pairs
+from fastact.testing.inputs import LAYOUTS, random_tensor
 
 
 def _inplace(case):

@@ -11,7 +11,8 @@ import torch
 import fastact
 from fastact.testing import accuracy
 from fastact.testing.accuracy import ALONG_DIMENSION, ELEMENTWISE, MEASURED
-from fastact.testing.cases import LAYOUTS, UNARY_CASES, assert_same_bits, pairs, random_tensor
+from fastact.testing.cases import UNARY_CASES, assert_same_bits, pairs
+from fastact.testing.inputs import LAYOUTS, random_tensor
 
 UNARY = [case for case in MEASURED if case.row.family == "unary"]
 PRELU = [case for case in ELEMENTWISE if case.row.family == "prelu"]

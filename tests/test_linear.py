@@ -10,13 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from fastact import functional, nn
 from fastact.activations import FUSIBLE
-from fastact.testing.cases import (
-    DTYPES,
-    FUSED_CASES,
-    VARIED_FUSED_CASES,
-    pairs,
-    random_tensor,
-)
+from fastact.testing.cases import DTYPES, FUSED_CASES, VARIED_FUSED_CASES, pairs
+from fastact.testing.inputs import random_tensor
 
 # Error of one product over a reduction of K elements, beside PyTorch's own.
 TOLERANCES = {

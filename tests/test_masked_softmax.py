@@ -7,7 +7,8 @@ import torch
 from torch.library import opcheck
 
 from fastact import functional
-from fastact.testing.cases import DTYPES, random_tensor
+from fastact.testing.cases import DTYPES
+from fastact.testing.inputs import random_tensor
 
 MASKS = ((2, 3, 5, -1), (1, 1, 5, -1), (2, 1, 1, -1), (-1,), (5, 1), (), (3, 5, -1), (2, 3, 5, 1))
 # In lanes, in few registers, in many.

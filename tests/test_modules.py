@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from fastact import nn
-from fastact.testing.cases import (
-    CASES,
-    DEFAULT_CASES,
-    DTYPES,
-    EXPECTED_MODULE_SAMPLES,
-    module_info,
-    pairs,
-    random_tensor,
-)
+from fastact.testing.cases import CASES, DEFAULT_CASES, DTYPES, pairs
+from fastact.testing.inputs import random_tensor
+from fastact.testing.samples import EXPECTED_MODULE_SAMPLES, module_info
 
 # torch.testing's, but for a derivative that comes from an output rounded to 16 bits.
 TOLERANCES = {

@@ -11,7 +11,8 @@ from mpmath import mp, mpf
 from fastact.activations import REGISTRY
 from fastact.testing import accuracy
 from fastact.testing.accuracy import ELEMENTWISE, MEASURED, Errors, errors_of, sweep, violations
-from fastact.testing.cases import assert_same_bits, pairs, special_values
+from fastact.testing.cases import assert_same_bits, pairs
+from fastact.testing.inputs import special_values
 from fastact.testing.ulp import FORMATS, ulp_error, ulp_of
 
 INF, NAN = math.inf, math.nan

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fastact import functional
 from fastact.testing import accuracy
-from fastact.testing.cases import DTYPES, FUSED_CASES, assert_same_bits, special_values
+from fastact.testing.cases import DTYPES, FUSED_CASES, assert_same_bits
+from fastact.testing.inputs import special_values
 from fastact.testing.ulp import ulp_error
 
 EXAMPLES = int(os.environ.get("FASTACT_EXAMPLES", "200"))

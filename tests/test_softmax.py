@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastact import functional, nn
-from fastact.testing.cases import DTYPES, LAYOUTS, pairs, random_tensor
+from fastact.testing.cases import DTYPES, pairs
+from fastact.testing.inputs import LAYOUTS, random_tensor
 
 NAMES = ("softmax", "softmin", "log_softmax")
 # Vectors and every tail, several blocks, a vocabulary.

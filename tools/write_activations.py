@@ -21,13 +21,16 @@ from pathlib import Path
 
 import torch
 
-import fastact
-from fastact.activations import REGISTRY
-from fastact.advice.rules import RULES
-from fastact.curves import PLOTTED, Curve, cases_of, curve
-from fastact.testing import accuracy, operators
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import fastact  # noqa: E402
+from fastact.activations import REGISTRY  # noqa: E402
+from fastact.advice.rules import RULES  # noqa: E402
+from fastact.curves import PLOTTED, Curve, cases_of, curve  # noqa: E402
+from fastact.testing import operators  # noqa: E402
+from tools import write_accuracy  # noqa: E402
+
 DOCUMENT = ROOT / "docs" / "activations.md"
 IMAGES = ROOT / "docs" / "images"
 HEADER = ROOT / "csrc" / "math" / "activations.h"
@@ -172,8 +175,8 @@ def cycles() -> dict[str, int]:
 
 def costs() -> list[str]:
     """Cycles, what backward keeps, and errors."""
-    sections = accuracy.read_sections(accuracy.DOCUMENT)
-    errors = accuracy.figures_in(sections["avx512"])
+    sections = write_accuracy.read_sections(write_accuracy.DOCUMENT)
+    errors = write_accuracy.figures_in(sections["avx512"])
     known = {o.name: o for family in operators.families() for o in family.operators}
     stated = cycles()
     rows = []

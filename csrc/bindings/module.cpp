@@ -1,6 +1,6 @@
 // The Python module fastact._C: the low-overhead way to the operators, a row per function.
 #include "bindings/function.h"
-#include "bindings/site.h"
+#include "bindings/site/site.h"
 #include "math/activations.h"
 #include "ops/gated/gated.h"
 #include "ops/linear/linear.h"
@@ -59,7 +59,7 @@ PYBIND11_MODULE(_C, m) {
   add_function<masked_softmax_op>(module);
   add_function<linear_op, /*save_output=*/true>(module);
   add_function<linear_packed_op>(module);
-  add_site(module);
+  site::add_site(module);
 }
 
 }  // namespace fastact

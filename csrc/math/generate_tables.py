@@ -3,10 +3,13 @@
 
     python3 csrc/math/generate_tables.py > csrc/math/tables.h
 
-Needs mpmath and numpy. The output depends on nothing else, so that a changed line here shows as
-changed coefficients there.
+Needs mpmath and numpy. The output depends on nothing else, neither on the processor nor on their
+versions: of numpy only what IEEE 754 defines is used (+, -, *, /, sqrt, comparisons), since its
+exp, its powers and LAPACK's least squares round as the processor lets them. So a changed line here
+shows as changed coefficients there, and tests/test_math_tables.py tells when they are not this file's.
 """
 
+import math
 import sys
 
 import mpmath as mp
@@ -69,12 +72,16 @@ def to_float(v):
 
 def ulp(v):
     """The distance between floats at |v|."""
-    return 2.0 ** (max(int(np.floor(np.log2(abs(float(v))))), -126) - 23)
+    return math.ldexp(1.0, max(math.frexp(float(v))[1] - 1, -126) - 23)
+
+
+def bits_of(error):
+    return f"2^{float(mp.log(mp.mpf(error), 2)):.1f}"
 
 
 def series(x, order):
     """(e^x - sum of x^k / k! for k < order) / x^order, without cancellation."""
-    return mp.nsum(lambda k: x**k / mp.factorial(k + order), [0, 40])
+    return mp.polyval([1 / mp.factorial(k + order) for k in range(40, -1, -1)], x)
 
 
 def exp_polynomials():
@@ -89,8 +96,10 @@ def exp_polynomials():
 def log_polynomials():
     top = ((mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)) ** 2 * mp.mpf("1.0001")
 
+    terms = [mp.mpf(2) / (2 * k + 3) for k in range(60, -1, -1)]
+
     def f(z):
-        return mp.nsum(lambda k: 2 * z**k / (2 * k + 3), [0, 60])
+        return mp.polyval(terms, z)
 
     for name, degree in (("kLogShort", 3), ("kLogFull", 6)):
         c = chebyshev_fit(f, mp.mpf(0), top, degree)
@@ -120,10 +129,10 @@ def mills_polynomials():
 
 
 def erf_polynomial():
+    terms = [1 / mp.factorial(k) / (2 * k + 1) for k in range(40, -1, -1)]
+
     def f(z):
-        return mp.nsum(lambda k: (-z / 2) ** k / mp.factorial(k) / (2 * k + 1), [0, 40]) / mp.sqrt(
-            2 * mp.pi
-        )
+        return mp.polyval(terms, -z / 2) / mp.sqrt(2 * mp.pi)
 
     c = chebyshev_fit(f, mp.mpf(0), mp.mpf(1), 11)
     error = worst(lambda z: mp.polyval(c[::-1], z) / f(z) - 1, mp.mpf(0), mp.mpf(1))
@@ -200,37 +209,81 @@ def gelu_tail():
 # what rounding those before it spoilt.
 
 
-def minimax(matrix, target, rounds=12):
-    """Least squares reweighted towards the smallest maximum (Lawson's algorithm)."""
-    weight = np.ones(len(target))
+def powers(x, count):
+    """1, x, x^2, ...: by multiplications."""
+    result = [x * 0 + 1.0]
+    while len(result) < count:
+        result.append(result[-1] * x)
+    return result
+
+
+def total(values):
+    """The sums along the last but one dimension, in one order everywhere."""
+    while values.shape[-2] > 1:
+        half = values.shape[-2] // 2
+        rest = values[..., 2 * half :, :]
+        values = values[..., :half, :] + values[..., half : 2 * half, :]
+        if rest.shape[-2]:
+            values = np.concatenate([values, rest], -2)
+    return values
+
+
+def least_squares(columns, target):
+    """The first of the coefficients with which the columns come nearest to the target, and what is
+    left of it; by modified Gram-Schmidt, which is stable where the target is taken along."""
+    left = np.concatenate([columns[::-1], target[None]])
+    for _ in range(len(columns)):
+        column, left = left[0], left[1:]
+        square = total(column * column)
+        along = total(column * left) / square
+        left = left - column * along
+    return along[-1, 0], left[0]
+
+
+def minimax(columns, target, rounds=12):
+    """Least squares reweighted towards the smallest maximum (Lawson's algorithm). Returns the first
+    column's coefficient."""
+    weight = np.ones(target.shape)
     for _ in range(rounds):
         root = np.sqrt(weight)
-        solution = np.linalg.lstsq(matrix * root[:, None], target * root, rcond=None)[0]
-        error = np.abs(matrix @ solution - target)
-        weight = weight * (error / (error.max() + 1e-300) + 1e-3)
-        weight /= weight.mean()
-    return solution
+        first, rest = least_squares(columns * root, target * root)
+        error = np.abs(rest / root)
+        weight = weight * (error / (error.max(axis=0) + 1e-300) + 1e-3)
+        weight = weight / weight.max(axis=0)
+    return first
 
 
-def fit_cell(f, low, high, centre, fixed, degree, scale=None):
-    """Coefficients c0..c_degree with the first ones given, and their error relative to scale."""
-    nodes = 48
-    t = np.cos((np.arange(nodes) + 0.5) * np.pi / nodes)
+NODES = 48
+
+
+def fit_cell(f, low, high, tries, degree, scale=None):
+    """For each of (centre, the first coefficients): the coefficients c0..c_degree, and their error
+    relative to scale."""
+    t = np.array([float(mp.cos((i + mp.mpf(0.5)) * mp.pi / NODES)) for i in range(NODES)])
     a = (low + high) / 2 + (high - low) / 2 * t
-    d = a - centre
     exact = [f(mp.mpf(x)) for x in a]
-    weight = 1 / np.abs(np.array([float((scale or f)(mp.mpf(x))) for x in a]))
-    base = [sum(mp.mpf(c) * mp.mpf(x) ** k for k, c in enumerate(fixed)) for x in d]
-    rest = np.array([float(y - b) for y, b in zip(exact, base)])
-    reach = max(abs(low - centre), abs(high - centre))
-    coefficients = list(fixed)
-    for k in range(len(fixed), degree + 1):
-        columns = [(d / reach) ** j * weight for j in range(k, degree + 1)]
-        solution = minimax(np.stack(columns, 1), rest * weight)
-        c = to_float(solution[0] / reach**k)
-        coefficients.append(c)
-        rest = rest - c * d**k
-    return coefficients, float(np.max(np.abs(rest) * weight))
+    scales = exact if scale in (None, f) else [scale(mp.mpf(x)) for x in a]
+    weight = 1 / np.abs(np.array([float(s) for s in scales]))[:, None]
+    # A column for each try.
+    centres = np.array([centre for centre, _ in tries])
+    d = a[:, None] - centres
+    fits = [list(fixed) for _, fixed in tries]
+    rest = np.array(
+        [
+            [float(y - mp.polyval(fit[::-1] or [0], mp.mpf(x))) for fit, x in zip(fits, row)]
+            for y, row in zip(exact, d)
+        ]
+    )
+    reach = np.maximum(np.abs(low - centres), np.abs(high - centres))
+    known, count = len(fits[0]), degree + 1
+    columns = np.stack(powers(d / reach, count)) * weight
+    for k in range(known, count):
+        first = minimax(columns[k:], rest * weight)
+        c = (first / powers(reach, count)[k]).astype(np.float32).astype(np.float64)
+        for fit, coefficient in zip(fits, c):
+            fit.append(float(coefficient))
+        rest = rest - c * powers(d, count)[k]
+    return fits, np.max(np.abs(rest) * weight, axis=0)
 
 
 def lucky_centres(f, low, high, rng, position=0.5, tries=6):
@@ -248,14 +301,28 @@ def exact_centres(f, low, high, rng, position=0.5, tries=6):
     step = ulp(high * (1 - 1e-7))
     m = low + (high - low) * (position + 0.16 * (rng.random(400000) - 0.5))
     m = m.astype(np.float32).astype(np.float64)
-    value = f(m)
-    rounded = np.round(value / step) * step
-    best = np.argsort(np.abs(value - rounded))[:tries]
-    return [(float(m[k]), [float(rounded[k])]) for k in best]
+    value = f(m) / step
+    # numpy's exp chooses more than are wanted, of which the exact function chooses.
+    best = np.argsort(np.abs(value - np.round(value)))[: 8 * tries]
+    found = []
+    for k in best:
+        value = f(mp.mpf(m[k])) / step
+        found.append((abs(value - mp.nint(value)), float(m[k]), [float(mp.nint(value) * step)]))
+    return [(m, fixed) for _, m, fixed in sorted(found)[:tries]]
 
 
 def cells(
-    name, comment, f, edges, degree, centres="none", special=None, rotate=0, apart=0, position=0.5
+    name,
+    comment,
+    f,
+    edges,
+    degree,
+    centres="none",
+    special=None,
+    rotate=0,
+    apart=0,
+    position=0.5,
+    unread=None,
 ):
     """Prints the table of one function: a row of numbers for each coefficient c0, c1, ...
 
@@ -263,6 +330,7 @@ def cells(
     them comes first: "middle", "lucky" or "exact" ones, as above. special: {cell: (centre, its first coefficients)}.
     rotate: the cell that stands first. apart: what c1 of the cell of 0 lacks, since the formula adds it.
     position: where lucky and exact points lie in their cell; a number, or one for each cell.
+    unread: a cell for whose inputs the formula takes something else: its row is 0.
     """
     rng = np.random.default_rng(1986)
     if isinstance(position, float):
@@ -283,15 +351,18 @@ def cells(
             # The first coefficient that is free then is c1 less `apart`.
             tries = [(0.0, [0.0])]
         first = (lambda a: f(a) - apart * a) if apart and at_zero else f
-        fits = [fit_cell(first, low, high, m, fixed, degree, f) + (m,) for m, fixed in tries]
-        coefficients, error, centre = min(fits, key=lambda fit: fit[1])
-        table.append(([centre] if centres != "none" else []) + coefficients)
-        errors.append(error)
+        fits, fit_errors = fit_cell(first, low, high, tries, degree, f)
+        best = int(np.argmin(fit_errors))
+        table.append(([tries[best][0]] if centres != "none" else []) + fits[best])
+        errors.append(fit_errors[best])
+    if unread is not None:
+        table[unread] = [0.0] * len(table[unread])
+        del errors[unread]
     table = table[rotate:] + table[:rotate]
     rows = [list(row) for row in zip(*table)]
     what = "coefficients" if centres == "none" else "centres, then coefficients"
-    bits = f"{np.log2(max(errors)):.1f}"
-    emit_table(name, f"{comment} Rows: {what}.\nRelative error of the polynomials 2^{bits}.", rows)
+    bits = bits_of(max(errors))
+    emit_table(name, f"{comment} Rows: {what}.\nRelative error of the polynomials {bits}.", rows)
 
 
 def sigmoid(x):
@@ -382,10 +453,11 @@ def exp_tables(entries, degree):
         ("kExpPolynomial", "e^r", 0, lambda r: mp.mpf(1)),
         ("kExpm1Polynomial", "e^r - 1", 1, mp.expm1),
     ):
-        fit, error = fit_cell(mp.expm1, -reach, reach, 0.0, [0.0, 1.0], degree + more, scale)
+        tries = [(0.0, [0.0, 1.0])]
+        [fit], [error] = fit_cell(mp.expm1, -reach, reach, tries, degree + more, scale)
         comment = (
             f"({function} less its terms up to r) / r^2, |r| <= ln(2)/{2 * entries}; "
-            f"error 2^{np.log2(error):.1f}."
+            f"error {bits_of(error)}."
         )
         emit_list(name, comment, fit[2:])
 
@@ -520,30 +592,31 @@ def tables(name, comment, entries, signed_entries, exp_entries, exp_degree, degr
     cells(
         "kTanh", "tanh(a).", mp.tanh, edges, next(degree), "lucky", {0: (0.0, [0.0, 1.0])}, rotate
     )
-    # It grows with a^3: at the lower end of a large cell what is rounded in its middle weighs most.
+    # It grows with a^3: at the lower end of a large cell what is rounded in its middle weighs most,
+    # and in the lowest the function is another polynomial.
     centres, position = ("middle", 0.5) if entries == 32 else ("lucky", 0.3)
     cells(
         "kTanhshrink",
-        "a - tanh(a).",
+        "a - tanh(a), but 0 in the lowest cell.",
         tanhshrink,
         edges,
         next(degree),
         centres,
         rotate=rotate,
+        unread=0,
         position=position,
     )
     first = edges[0][1]
     print("\n  // Where the lowest of them ends, and tanhshrink(a) / a^3 in a^2 up to there.")
     emit_constant("float", "kTanhshrinkFirst", float_literal(first))
-    small, error = fit_cell(
+    [small], [error] = fit_cell(
         lambda z: tanhshrink(mp.sqrt(z)) / mp.sqrt(z) ** 3,
         1e-4 * first**2,
         first**2,
-        0.0,
-        [],
+        [(0.0, [])],
         2 if entries == 32 else 3,
     )
-    emit_list("kTanhshrinkPolynomial", f"Relative error 2^{np.log2(error):.1f}.", small)
+    emit_list("kTanhshrinkPolynomial", f"Relative error {bits_of(error)}.", small)
     print("};")
 
 

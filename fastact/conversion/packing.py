@@ -55,7 +55,7 @@ def _remembered(key: Any, make: Callable[[], Any], *tensors: Tensor | None) -> A
 
 def _forget(key: Any, address: int) -> None:
     _kept.pop(key, None)
-    _C.forget_packed(address)  # what csrc/bindings/site.cpp keeps of it
+    _C.forget_packed(address)  # what csrc/bindings/site/ keeps of it
 
 
 def packed(row: Layer, weight: Tensor) -> Tensor:

@@ -510,7 +510,7 @@ def _born_scope(function: tuple[Any, str] | None) -> Any:
 
 
 def _set_up() -> None:
-    """Hands the tables to csrc/bindings/site.cpp, which confirms the common cases."""
+    """Hands the tables to csrc/bindings/site/, which confirms the common cases."""
     module = torch.nn.Module
     _C.set_up_sites(
         {

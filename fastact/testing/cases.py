@@ -1,28 +1,23 @@
 """The case table: what tests and benchmarks run over, made from the registry.
 
-A case is a row with one setting of its parameters. Beside the cases: the sizes, layouts and values
-that kernels get wrong first, and PyTorch's own generators of samples bound to fastact's functions.
+A case is a row with one setting of its parameters. Beside this table: the inputs that kernels get
+wrong first (``inputs.py``), and PyTorch's own samples (``samples.py``).
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastact import functional, nn
 from fastact.activations import KERNEL_DTYPES, REGISTRY, Activation
-
-if TYPE_CHECKING:
-    from torch.testing._internal.common_modules import ModuleInfo
-    from torch.testing._internal.opinfo.core import OpInfo
 
 DTYPES = KERNEL_DTYPES
 
@@ -306,161 +301,6 @@ FUSED_OF_EACH_KIND: list[FusedCase] = [
     _UNFUSED,
     *(_fused_case(case) for case in OF_EACH_KIND if case.row.fusible),
 ]
-
-# ---- sizes, layouts, values --------------------------------------------------------------------
-
-# Every tail of vectors of up to 64 elements, unrolled twice; primes; one above a block.
-SIZES: tuple[int, ...] = (*range(2 * 64 + 2), 251, 257, 1021, 4099, 16411)
-
-# Makes a tensor in a layout from a function that makes one of a shape.
-Layout = Callable[[Callable[..., Tensor]], Tensor]
-LAYOUTS: Mapping[str, Layout] = {
-    "0-dim": lambda new: new(()),
-    "one element": lambda new: new((1, 1, 1)),
-    "contiguous": lambda new: new((5, 7, 6)),
-    "offset": lambda new: new((83,))[3:],
-    "transposed": lambda new: new((9, 67)).t(),
-    "permuted": lambda new: new((4, 5, 2, 6)).permute(3, 0, 2, 1),
-    "channels last": lambda new: new((2, 5, 3, 7)).to(memory_format=torch.channels_last),
-    "channels last 3-D": lambda new: new((2, 3, 2, 3, 5)).to(memory_format=torch.channels_last_3d),
-    "channels last slice": lambda new: new((2, 9, 3, 7)).to(memory_format=torch.channels_last)[
-        :, 2:6
-    ],
-    "row slice": lambda new: new((8, 41))[2:6],
-    "column slice": lambda new: new((8, 41))[:, 3:20],
-    "step": lambda new: new((150,))[1::2],
-    "steps": lambda new: new((9, 40, 5))[::2, 1::3, ::4],
-    "transposed step": lambda new: new((40, 12))[::3, ::2].t(),
-    "unit dimensions": lambda new: new((1, 5, 1, 13)).transpose(0, 1).transpose(1, 3),
-    "expanded": lambda new: new((5, 1, 3)).expand(5, 6, 3),
-    "expanded scalar": lambda new: new(()).expand(4, 33),
-    "overlapping": lambda new: new((40,)).as_strided((7, 9), (3, 1), 1),
-    "diagonal": lambda new: new((19, 19)).diagonal(),
-    "empty": lambda new: new((0,)),
-    "empty 3-D": lambda new: new((3, 0, 2)),
-    "empty transposed": lambda new: new((0, 7)).t(),
-    "6-D": lambda new: new((2, 3, 1, 2, 3, 2)),
-    "more elements than a block": lambda new: new((129, 131)).t(),
-}
-
-
-def random_tensor(
-    shape: Iterable[int], dtype: torch.dtype = torch.float32, device: Any = "cpu"
-) -> Tensor:
-    """Normally distributed with deviation 3: on both sides of every kink."""
-    return (torch.randn(tuple(shape), device=device) * 3).to(dtype)
-
-
-def special_values(dtype: torch.dtype) -> Tensor:
-    """Both signs of: NaN, infinity, zero, subnormal, the smallest and largest normal numbers, where
-    exponentials overflow or vanish, where activations bend; each also one step further and less."""
-    info = torch.finfo(dtype)
-    # No type is wider than float64 to tell the truth next to its overflow.
-    largest = info.max / 8 if dtype == torch.float64 else info.max
-    magnitudes = [0.0, info.smallest_normal, info.eps, largest, math.inf, math.nan]
-    magnitudes += [0.5, 1.0, 1.25, 2.0, 3.0, 6.0, 8.0, 9.02, 10.0, 17.0, 20.0, 36.8, 60.0, 87.4]
-    magnitudes += [88.73, 104.0, 700.0, 745.2, 1e4]
-    x = torch.tensor(magnitudes, dtype=torch.float64).to(dtype)
-    infinity = torch.tensor(math.inf, dtype=dtype)
-    x = torch.cat([x, torch.nextafter(x, infinity), torch.nextafter(x, -infinity)])
-    x = x[~(x.isfinite() & (x > largest))]
-    return torch.cat([x, -x])
-
-
-# ---- PyTorch's own generators ------------------------------------------------------------------
-
-# torch.testing._internal may change without notice. These numbers tell when samples vanish:
-# per function (samples, reference inputs, error inputs), for a floating-point dtype.
-EXPECTED_SAMPLES: Mapping[str, tuple[int, int, int]] = {
-    "relu": (4, 41, 0),
-    "relu6": (3, 39, 0),
-    "leaky_relu": (9, 9, 0),
-    "prelu": (25, 108, 3),
-    "elu": (3, 39, 0),
-    "selu": (3, 39, 0),
-    "celu": (3, 39, 0),
-    "gelu": (8, 8, 1),
-    "silu": (3, 39, 0),
-    "mish": (3, 39, 0),
-    "sigmoid": (3, 39, 0),
-    "logsigmoid": (3, 39, 0),
-    "tanh": (1, 35, 0),
-    "hardtanh": (5, 43, 1),
-    "hardsigmoid": (3, 39, 0),
-    "hardswish": (4, 4, 0),
-    "softplus": (3, 39, 0),
-    "softsign": (3, 39, 0),
-    "tanhshrink": (3, 39, 0),
-    "softshrink": (5, 43, 1),
-    "hardshrink": (6, 45, 0),
-    "threshold": (4, 41, 0),
-    "rrelu": (5, 43, 1),
-    "glu": (46, 46, 0),
-    "softmax": (14, 14, 0),
-    "softmin": (14, 14, 0),
-    "log_softmax": (14, 14, 0),
-    "linear": (18, 18, 0),
-}
-# Per module: samples in training mode, and as many in evaluation.
-EXPECTED_MODULE_SAMPLES: Mapping[str, int] = {
-    "ReLU": 4,
-    "ReLU6": 4,
-    "LeakyReLU": 5,
-    "PReLU": 8,
-    "ELU": 4,
-    "SELU": 3,
-    "CELU": 3,
-    "GELU": 3,
-    "SiLU": 3,
-    "Mish": 3,
-    "Sigmoid": 4,
-    "LogSigmoid": 3,
-    "Tanh": 3,
-    "Hardtanh": 3,
-    "Hardswish": 2,
-    "Softplus": 5,
-    "Softsign": 3,
-    "Tanhshrink": 3,
-    "Softshrink": 4,
-    "Hardshrink": 3,
-    "Threshold": 4,
-    "GLU": 3,
-    "Softmax": 3,
-    "Softmax2d": 2,
-    "Softmin": 4,
-    "LogSoftmax": 4,
-    "Linear": 3,
-}
-
-
-@functools.cache
-def op_infos(name: str) -> list[OpInfo]:
-    """PyTorch's OpInfos of a function, with all their samples, that compute fastact's. Takes
-    seconds to import."""
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    return [
-        _bound(info, op=getattr(functional, name))
-        for info in op_db
-        if info.name in (name, f"nn.functional.{name}")
-        and info.supports_dtype(torch.float32, "cpu")
-    ]
-
-
-@functools.cache
-def module_info(name: str) -> ModuleInfo:
-    """PyTorch's ModuleInfo of a module, that builds fastact's."""
-    from torch.testing._internal.common_modules import module_db
-
-    (info,) = (info for info in module_db if info.module_cls is getattr(torch.nn, name))
-    return _bound(info, module_cls=getattr(nn, name))
-
-
-def _bound(info: Any, **attributes: Any) -> Any:
-    mine = copy.copy(info)
-    for name, value in attributes.items():
-        setattr(mine, name, value)
-    return mine
 
 
 def pairs(*axes: Iterable[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-// isa: avx512_bf16
+// isa: baseline avx2 avx512 avx512_bf16
 #include "cpu/kernels/softmax.h"
 
 namespace fastact::FASTACT_ISA {

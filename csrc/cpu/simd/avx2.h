@@ -175,7 +175,7 @@ FASTACT_FN Vec<float> power_of_two(Vec<float> n) {
   const __m256i k = _mm256_cvtps_epi32(_mm256_floor_ps(n.v));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(k, _mm256_set1_epi32(127)), 23));
 }
-// a 2^n for a normal number |a| in [0.1, 120] and n <= 62, a fraction rounded down; 0 and
+// a 2^n for a normal number |a| in [0.1, 120] and n <= 57, a fraction rounded down; 0 and
 // subnormal results, too.
 FASTACT_FN Vec<float> scale_down(Vec<float> a, Vec<float> n) {
   // 2^(n + 64) goes into the exponent; the rest is one product, which rounds a subnormal result.

@@ -162,7 +162,7 @@ FASTACT_FN Vec<float> scale(Vec<float> a, Vec<float> n) { return _mm512_scalef_p
 FASTACT_FN Vec<float> power_of_two(Vec<float> n) {
   return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v);
 }
-// a 2^n for a normal number |a| in [0.1, 120] and n <= 62, a fraction rounded down; 0 and
+// a 2^n for a normal number |a| in [0.1, 120] and n <= 57, a fraction rounded down; 0 and
 // subnormal results, too.
 FASTACT_FN Vec<float> scale_down(Vec<float> a, Vec<float> n) { return scale(a, n); }
 FASTACT_FN LaneMask<float> operator<(Vec<float> a, Vec<float> b) {

@@ -3,9 +3,9 @@
 
 #include <Python.h>
 
-namespace fastact {
+namespace fastact::site {
 
 // Adds to the Python module: Site, run_sequence, and what fastact/conversion/site.py sets up.
 void add_site(PyObject* module);
 
-}  // namespace fastact
+}  // namespace fastact::site

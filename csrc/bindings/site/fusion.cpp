@@ -1,0 +1,208 @@
+#include "bindings/site/fusion.h"
+
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "bindings/function.h"
+#include "bindings/site/weights.h"
+#include "ops/linear/linear.h"
+
+namespace fastact::site {
+
+bool Fusion::needs_grad() const {
+  return c10::GradMode::is_enabled() &&
+         (value().requires_grad() || weight().requires_grad() || (bias && bias->requires_grad()) ||
+          (residual && residual->requires_grad()) ||
+          (epilogue && epilogue->slope && epilogue->slope->requires_grad()));
+}
+
+Look Fusion::take_layer(PyObject* layer, PyObject* value_item, bool may_pack) {
+  Tables& t = tables();
+  const auto found = t.layers.find(Py_TYPE(layer));
+  if (found == t.layers.end()) {
+    return Look::kNo;
+  }
+  LayerKind& kind = found->second;
+  const Names& n = names();
+  const Object own = instance_dict(layer);
+  if (!own || !is_as_born(Py_TYPE(layer), kind.born) || !is_undisturbed(own.ptr()) ||
+      !kind.called.is_untouched() || has(own.ptr(), n.weight) || has(own.ptr(), n.bias) ||
+      !is_plain(value_item)) {
+    return Look::kNo;
+  }
+  if (kind.has_own_activation) {
+    PyObject* const fused = item(own.ptr(), n.fused);
+    if (!fused) {
+      return Look::kNo;
+    }
+    const auto get = [&](const Object& name) {
+      return pybind11::reinterpret_steal<Object>(PyObject_GetAttr(fused, name.ptr()));
+    };
+    const Object name = get(n.name), is_module = get(n.is_module);
+    if (!name || !name.is_none() || is_module.ptr() != Py_False) {
+      PyErr_Clear();
+      return Look::kPython;
+    }
+  }
+  PyObject* const parameters = item(own.ptr(), n.parameters);
+  if (!parameters || !PyDict_Check(parameters)) {
+    return Look::kNo;
+  }
+  PyObject* const weight_item = item(parameters, n.weight);
+  PyObject* const bias_item = item(parameters, n.bias);
+  if (!weight_item || !bias_item || !is_plain(weight_item) ||
+      !(bias_item == Py_None || is_plain(bias_item))) {
+    return Look::kNo;
+  }
+  weight_object = pybind11::reinterpret_borrow<Object>(weight_item);
+  if (weight().layout() != at::kStrided) {
+    return Look::kNo;
+  }
+  if (bias_item != Py_None) {
+    bias = THPVariable_Unpack(bias_item);
+  }
+  input = &THPVariable_Unpack(value_item);
+  frozen = may_pack;
+  return Look::kYes;
+}
+
+Look Fusion::take_norm(PyObject* module, NormKind& kind) {
+  const Names& n = names();
+  const Object own = instance_dict(module);
+  if (!frozen || has_links || epilogue || !own || !is_as_born(Py_TYPE(module), kind.born) ||
+      !is_undisturbed(own.ptr()) || !kind.called.is_untouched() ||
+      item(own.ptr(), n.training) != Py_False || value().dim() != 2 || needs_grad() ||
+      at::autocast::is_autocast_enabled(at::kCPU) || weight().dim() != 2 ||
+      !(weight().scalar_type() == at::kFloat || weight().scalar_type() == at::kDouble)) {
+    return Look::kNo;
+  }
+  for (PyObject* tensor : norm_tensors(own.ptr())) {
+    if (!tensor || (tensor != Py_None && !is_plain(tensor))) {
+      return Look::kNo;
+    }
+    if (tensor != Py_None) {
+      const Tensor& t = THPVariable_Unpack(tensor);
+      if (t.dim() != 1 || t.sym_size(0) != weight().sym_size(0) ||
+          t.scalar_type() != weight().scalar_type() ||
+          (c10::GradMode::is_enabled() && t.requires_grad())) {
+        return Look::kNo;
+      }
+    }
+  }
+  const auto tensors = norm_tensors(own.ptr());
+  if (tensors[0] == Py_None || tensors[1] == Py_None) {
+    return Look::kNo;
+  }
+  norm = pybind11::reinterpret_borrow<Object>(module);
+  has_links = true;
+  return Look::kYes;
+}
+
+Look Fusion::take_residual(PyObject* other, bool first) {
+  if (residual || epilogue || !is_plain(other)) {
+    return Look::kNo;
+  }
+  const Tensor& tensor = THPVariable_Unpack(other);
+  const Tensor &value = *input, &weight = this->weight();
+  if (tensor.layout() != at::kStrided || tensor.is_nested() || value.is_nested() ||
+      tensor.scalar_type() != value.scalar_type() || tensor.scalar_type() != weight.scalar_type() ||
+      value.dim() == 0 || weight.dim() == 0 || tensor.dim() != value.dim() ||
+      at::autocast::is_autocast_enabled(at::kCPU) ||
+      tensor.sym_sizes().slice(0, value.dim() - 1) != value.sym_sizes().slice(0, value.dim() - 1) ||
+      tensor.sym_size(-1) != weight.sym_size(0)) {
+    return Look::kNo;
+  }
+  // The first operand decides the strides of a sum.
+  if (first && !tensor.is_contiguous()) {
+    return Look::kNo;
+  }
+  residual = tensor;
+  has_links = true;
+  return Look::kYes;
+}
+
+Look Fusion::take(Found&& found) {
+  if (found.get().idle) {
+    has_links = true;
+    return Look::kYes;
+  }
+  if (epilogue) {
+    return Look::kNo;
+  }
+  if (!found.row) {
+    made = std::move(found.read);
+  }
+  const Epilogue& one = found.row ? *found.row : made;
+  epilogue = &one;
+  if (one.in_place && tables().keeps_result.count(one.name) == 0 && needs_grad()) {
+    epilogue = nullptr;
+    return Look::kNo;
+  }
+  return Look::kYes;
+}
+
+Tensor Fusion::run(bool saves_output) const {
+  static const auto* const none = new Epilogue;
+  const Epilogue& after = epilogue ? *epilogue : *none;
+  const Tensor &value = *input, &weight = this->weight();
+  ActivationName activation;
+  if (epilogue) {
+    activation = c10::string_view(after.name);
+  }
+  const bool grad = needs_grad();
+  const auto call = [&](const auto& f) {
+    if (!weight.is_nested() && weight.nbytes() >= kReleaseGilBytes) {
+      pybind11::gil_scoped_release release;
+      return f();
+    }
+    return f();
+  };
+  const bool transformed =
+      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  if (norm) {
+    const Folded* const kept = grad || transformed || !weight.is_cpu()
+                                   ? nullptr
+                                   : folded_of(weight_object.ptr(), bias, norm.ptr());
+    if (!kept) {
+      throw AskPython();
+    }
+    // Copied, as other threads may drop them while this one runs.
+    const Tensor with_norm = kept->weight, packed = kept->packed;
+    const OptionalTensor bias_with_norm = kept->bias;
+    return call([&] {
+      return linear_packed_op.call(value, packed, with_norm, bias_with_norm, activation,
+                                   after.parameters, after.slope, residual);
+    });
+  }
+  if (frozen && !grad && !transformed && weight.is_cpu() && !weight.is_inference()) {
+    const Tensor packed = packed_of(weight_object.ptr(), weight);
+    return call([&] {
+      return linear_packed_op.call(value, packed, weight, bias, activation, after.parameters,
+                                   after.slope, residual);
+    });
+  }
+  if (frozen && (weight.is_inference() || transformed)) {
+    throw AskPython();
+  }
+  const bool keeps = saves_output || !epilogue || tables().keeps_result.count(after.name);
+  return call([&] {
+    return linear_op.call(value, weight, bias, activation, after.parameters, after.slope, residual,
+                          keeps);
+  });
+}
+
+std::optional<Tensor> try_run(const Fusion& fusion, bool saves_output) {
+  try {
+    return fusion.run(saves_output);
+  } catch (const c10::Error&) {
+    if (at::SavedTensorDefaultHooks::is_enabled() &&
+        at::SavedTensorDefaultHooks::get_hooks(true).has_value()) {
+      throw;
+    }
+    return std::nullopt;
+  }
+}
+
+}  // namespace fastact::site
