@@ -22,7 +22,14 @@ OPERATOR_GUIDE = ROOT / "docs" / "adding-an-operator.md"
 # Whose programs have tests of their own: here, and in test_guide.py.
 TESTED_ELSEWHERE = (GUIDE, OPERATOR_GUIDE, ROOT / "docs" / "activations.md")
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTED = ["", ".conversion.convert", ".environment", ".explanation", ".functional", ".memory"]
+DOCUMENTED = [
+    "",
+    ".conversion.convert",
+    ".environment",
+    ".explanation.watching",
+    ".functional",
+    ".memory",
+]
 DOCUMENTED += [".nn.linear", ".testing.ulp", ".advice", ".advice.merging", ".drawing"]
 DOCUMENTED += [".selftest"]
 

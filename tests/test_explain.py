@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastact
-from fastact import explain, explanation, functional, nn
+from fastact import explain, functional, nn
 from fastact.conversion import site
+from fastact.explanation import reasons, watching
 from fastact.testing.cases import DEFAULT_CASES, FUSED_CASES, enabled
 
 pytestmark = pytest.mark.skipif(not enabled(), reason="FASTACT_DISABLE=1 leaves one reason")
@@ -218,8 +219,8 @@ def test_road_of_the_product(rows, dtype):
         (lambda: torch.ops.fastact.linear_packed(x, packed, w), (x, w, True)),
     ):
         algorithm = torch.ops.fastact.linear_algorithm(*arguments)
-        assert algorithm in explanation._ALGORITHMS
-        assert f"; {algorithm}: {explanation._ALGORITHMS[algorithm]}" in only_row(function).reason
+        assert algorithm in reasons.ALGORITHMS
+        assert f"; {algorithm}: {reasons.ALGORITHMS[algorithm]}" in only_row(function).reason
 
 
 class Operators(TorchDispatchMode):
@@ -447,7 +448,7 @@ def test_every_function_has_its_alternative():
 
 
 def test_example():
-    outcome = doctest.testmod(explanation, extraglobs={"torch": torch, "fastact": fastact})
+    outcome = doctest.testmod(watching, extraglobs={"torch": torch, "fastact": fastact})
     assert outcome.attempted > 0
     assert outcome.failed == 0
 

@@ -1,133 +1,25 @@
-"""Which engine runs each operation of a model, and why: explain."""
+"""Watching a run."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastact import conversion, functional
-from fastact.activations import KERNEL_DTYPES, REGISTRY
+from fastact import conversion
 from fastact.conversion import site
-from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
+from fastact.explanation import reasons
+from fastact.explanation.report import Report, Row, SiteCall, name_of
 from fastact.module_stack import ModuleStack
 from fastact.nn.epilogue import observer
 
-# What torch.ops.fastact.linear_algorithm() returns.
-_ALGORITHMS = {
-    "skinny": "a few rows of input, the weight read once as it lies",
-    "transposed": "the input packed, the weight read as it lies",
-    "in_place": "the weight's rows read as they lie",
-    "pack_b": "the weight packed for this call",
-    "packed_b": "the weight packed by fastact.convert",
-    "aten": "PyTorch's matrix product",
-}
-
-# ATen operators that are called otherwise than the function of fastact.functional.
-_FUNCTIONS = {
-    "_log_softmax": "log_softmax",
-    "_prelu_kernel": "prelu",
-    "_softmax": "softmax",
-    "addmm": "linear",
-    "log_sigmoid_forward": "logsigmoid",
-    "mm": "linear",
-    "rrelu_with_noise": "rrelu",
-} | {name: name for name in functional.__all__}
-
-# What fastact computes in their place, and classes derived from it.
-_LAYERS, _ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
-
 # Called by kernels of fastact too: they compute nothing.
 _FACTORIES = ("empty", "new_empty", "new_zeros", "zeros")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One operation.
-
-    Attributes:
-        operation: the operator, as "fastact.linear" or "aten.addmm".
-        where: the path of the module that called it or holds its weight; "" where that is the model
-            itself or not known.
-        shapes: of its tensors.
-        dtype: of its first tensor.
-        engine: "fastact" where its own kernel ran, "PyTorch", or another library's name; the class
-            of a tensor that computes by itself; "none" for meta tensors.
-        reason: why that engine, and how.
-    """
-
-    operation: str
-    where: str
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: torch.dtype
-    engine: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SiteCall:
-    """One call of a site of a converted model.
-
-    Attributes:
-        where: the path of the layer.
-        source: the chain as it is written; "" for a torch.nn.Sequential.
-        line: file and line.
-        fused: what ran in the layer's operator: "norm", "dropout", "residual", the activation's
-            name.
-        engine: "fastact" where the layer ran as an operator of ours; "PyTorch" where it was called
-            as it is written.
-        reason: why no more was fused; "" where all was.
-    """
-
-    where: str
-    source: str
-    line: str
-    fused: tuple[str, ...]
-    engine: str
-    reason: str
-
-
-def _table(cells: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    ]
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """What :func:`explain` returns. Printed, two tables; ``rows`` and ``sites`` are for
-    programs."""
-
-    rows: tuple[Row, ...]
-    sites: tuple[SiteCall, ...] = ()
-
-    def __str__(self) -> str:
-        cells = [("operation", "where", "shapes", "dtype", "engine", "reason")]
-        for row in self.rows:
-            shapes = ", ".join("x".join(map(str, shape)) or "()" for shape in row.shapes)
-            dtype = _name_of(row.dtype)
-            cells.append((row.operation, row.where, shapes, dtype, row.engine, row.reason))
-        own = sum(row.engine == "fastact" for row in self.rows)
-        lines = [*_table(cells), f"{own} of {len(self.rows)} operations on fastact's kernels"]
-        if self.sites:
-            cells = [("site", "where", "engine", "fused with", "why not more")]
-            for one in self.sites:
-                place = "torch.nn.Sequential" if not one.source else one.source
-                cells.append((place, one.where, one.engine, ", ".join(one.fused), one.reason))
-            fused = sum(one.engine == "fastact" for one in self.sites)
-            lines += ["", *_table(cells), f"{fused} of {len(self.sites)} calls of sites fused"]
-        return "\n".join(lines)
-
-    __repr__ = __str__
 
 
 def explain(model_or_callable: Callable[..., Any], *example_inputs: Any) -> Report:
@@ -196,10 +88,6 @@ def _shape_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _name_of(constant: torch.dtype | torch.layout) -> str:
-    return str(constant).removeprefix("torch.")
-
-
 class _Watch(TorchDispatchMode):
     """Notes every operator below autograd. Not a TorchFunctionMode too, before which some modules
     of PyTorch (TransformerEncoderLayer) take another path than without."""
@@ -209,8 +97,6 @@ class _Watch(TorchDispatchMode):
         self.rows: list[Row] = []
         self.sites: list[SiteCall] = []
         self._left: dict[int, str] = {}  # layers that a site called as written, by id, and why
-        self._instruction_set = torch.ops.fastact.instruction_set()
-        self._enabled = torch.ops.fastact.enabled()
         self._paths: dict[torch.nn.Module, str] = {}
         self._holders: dict[int, list[torch.nn.Module]] = {}  # of a parameter or buffer, by id
         self.modules = ModuleStack(self._note_module)
@@ -246,7 +132,7 @@ class _Watch(TorchDispatchMode):
         self, plan: site.Plan | None, layer: Any, taken: list[str] | None, reason: str | None
     ) -> None:
         """Of sites that had a layer before them, or something of its class."""
-        if not isinstance(layer, _LAYERS):
+        if not isinstance(layer, reasons.LAYERS):
             return
         if layer not in self._paths:
             self._add(layer, type(layer).__name__)
@@ -293,13 +179,13 @@ class _Watch(TorchDispatchMode):
         elif foreign is not None:
             engine, reason = foreign.__name__, "a tensor of this class computes by itself"
         elif library == "fastact":
-            engine, reason = self._own(operator, named, packed, inside)
+            engine, reason = reasons.of_own_operator(operator, named, packed, inside)
         elif operator == "_to_copy":
-            reason = f"a conversion to {_name_of(results[0].dtype)}"
+            reason = f"a conversion to {name_of(results[0].dtype)}"
         elif (caller := _caller()) is not None:
-            reason = self.obstacle(operator, named, caller)
+            reason = reasons.obstacle(operator, named, caller)
         else:
-            reason = self._alternative(operator, module)
+            reason = reasons.alternative(operator, module, self._left)
         self.rows.append(
             Row(
                 f"{library}.{operator}",
@@ -311,91 +197,6 @@ class _Watch(TorchDispatchMode):
             )
         )
         return result
-
-    def _own(
-        self, operator: str, named: Mapping[str, Any], packed: Tensor | None, inside: list[str]
-    ) -> tuple[str, str]:
-        """Engine and reason of an operator of ours, inside which these operators ran."""
-        # A residual that does not fit the tiles is added to the kernels' product.
-        residual = named.get("residual")
-        added = residual is not None and "aten.add" in inside
-        if any(
-            not name.startswith("fastact.") for name in inside if not (added and name == "aten.add")
-        ):
-            return "PyTorch", f"{self.obstacle(operator, named)}: runs {', '.join(inside)}"
-        reasons = [f"{self._instruction_set} kernel"]
-        if operator in ("linear", "linear_training", "linear_packed"):
-            use_packed = packed is not None and packed.numel() > 0
-            algorithm = torch.ops.fastact.linear_algorithm(
-                named["input"], named["weight"], use_packed
-            )
-            reasons.append(f"{algorithm}: {_ALGORITHMS[algorithm]}")
-            activation = named.get("activation")
-            if residual is not None and not added:
-                reasons.append("residual on its tiles")
-            if activation is not None and not inside:
-                by_rows = REGISTRY[activation].along_dimension
-                reasons.append(f"{activation} on its {'rows' if by_rows else 'tiles'}")
-        if inside:
-            reasons.append(f"with {', '.join(inside)}")
-        return "fastact", "; ".join(reasons)
-
-    def _alternative(self, operator: str, module: torch.nn.Module | None) -> str:
-        """What fastact has in place of an operator that nobody asked it for."""
-        kind = type(module)
-        public = getattr(torch.nn, kind.__name__, None) is kind
-        name = f"torch.nn.{kind.__name__}" if public else kind.__qualname__
-        if isinstance(module, _LAYERS):
-            if id(module) in self._left:
-                return f"its site calls {name} as written: {self._left[id(module)]}"
-            obstacle = layer_obstacle(module)
-            if obstacle is None or "hooks" in obstacle:
-                return f"fastact.convert replaces {name}"
-            return f"fastact.convert leaves {name}: {obstacle}"
-        if isinstance(module, _ACTIVATIONS) and public:
-            return f"fastact.nn.{kind.__name__} computes it"
-        if "_backward" in operator:
-            return "a gradient of an operation that PyTorch runs, or of a higher order"
-        function = _FUNCTIONS.get(operator, _FUNCTIONS.get(operator.removesuffix("_")))
-        if function == "linear":
-            return "fastact.functional.linear computes it where it is a linear layer"
-        if function is not None:
-            return f"fastact.functional.{function} computes it"
-        return "fastact has no kernel for it"
-
-    def obstacle(self, operator: str, named: Mapping[str, Any], caller: str = "") -> str:
-        """Why a call of ours, by this module of the package, ran as a composition of PyTorch's."""
-        if not self._enabled:
-            return "FASTACT_DISABLE=1"
-        # A mask may be boolean.
-        tensors = {k: t for k, t in named.items() if isinstance(t, Tensor) and k != "mask"}
-        for t in tensors.values():
-            if t.device.type != "cpu":
-                return f"no kernel for tensors on {t.device.type}"
-            if t.is_nested:
-                return "no kernel for nested tensors"
-            if t.layout != torch.strided:
-                return f"no kernel for {_name_of(t.layout)} tensors"
-            if t.dtype not in KERNEL_DTYPES:
-                return f"no kernel for {_name_of(t.dtype)}"
-        if len({t.dtype for t in tensors.values()}) > 1:
-            return "no kernel for tensors of different dtypes"
-        if forward_ad._current_level >= 0:
-            return "no kernel for forward-mode derivatives"
-        weight, bias, slope = (tensors.get(name) for name in ("weight", "bias", "slope"))
-        if operator.startswith("linear") and weight is not None:
-            if weight.dim() != 2:
-                return f"no kernel for a weight of {weight.dim()} dimension"
-            if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-                return f"no kernel for a bias of shape {list(bias.shape)}"
-            residual, input = tensors.get("residual"), tensors["input"]
-            if residual is not None and residual.shape != (*input.shape[:-1], weight.shape[0]):
-                return f"no kernel for a residual of shape {list(residual.shape)}"
-            if slope is not None and slope.numel() > 1:
-                return "prelu's slopes lie along dimension 1, which is not the last"
-        if caller == "fastact.vmap":
-            return "no kernel for this under torch.func.vmap"
-        return "no kernel for these arguments"
 
 
 def _computes_by_itself(tensor: Tensor) -> bool:
@@ -448,6 +249,3 @@ def _run_watched(
     keys = keys & torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Python)
     with _Inside() as inside:
         return func.redispatch(keys, *args, **kwargs), inside.names
-
-
-__all__ = ["Report", "Row", "SiteCall", "explain"]

@@ -1,0 +1,126 @@
+"""Which engine ran an operation, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastact import functional
+from fastact.activations import KERNEL_DTYPES, REGISTRY
+from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
+from fastact.explanation.report import name_of
+
+# What torch.ops.fastact.linear_algorithm() returns.
+ALGORITHMS = {
+    "skinny": "a few rows of input, the weight read once as it lies",
+    "transposed": "the input packed, the weight read as it lies",
+    "in_place": "the weight's rows read as they lie",
+    "pack_b": "the weight packed for this call",
+    "packed_b": "the weight packed by fastact.convert",
+    "aten": "PyTorch's matrix product",
+}
+
+# ATen operators that are called otherwise than the function of fastact.functional.
+_FUNCTIONS = {
+    "_log_softmax": "log_softmax",
+    "_prelu_kernel": "prelu",
+    "_softmax": "softmax",
+    "addmm": "linear",
+    "log_sigmoid_forward": "logsigmoid",
+    "mm": "linear",
+    "rrelu_with_noise": "rrelu",
+} | {name: name for name in functional.__all__}
+
+# What fastact computes in their place, and classes derived from it.
+LAYERS, ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
+
+
+def of_own_operator(
+    operator: str, named: Mapping[str, Any], packed: Tensor | None, inside: list[str]
+) -> tuple[str, str]:
+    """Engine and reason of an operator of ours, inside which these operators ran."""
+    # A residual that does not fit the tiles is added to the kernels' product.
+    residual = named.get("residual")
+    added = residual is not None and "aten.add" in inside
+    if any(
+        not name.startswith("fastact.") for name in inside if not (added and name == "aten.add")
+    ):
+        return "PyTorch", f"{obstacle(operator, named)}: runs {', '.join(inside)}"
+    reasons = [f"{torch.ops.fastact.instruction_set()} kernel"]
+    if operator in ("linear", "linear_training", "linear_packed"):
+        use_packed = packed is not None and packed.numel() > 0
+        algorithm = torch.ops.fastact.linear_algorithm(named["input"], named["weight"], use_packed)
+        reasons.append(f"{algorithm}: {ALGORITHMS[algorithm]}")
+        activation = named.get("activation")
+        if residual is not None and not added:
+            reasons.append("residual on its tiles")
+        if activation is not None and not inside:
+            by_rows = REGISTRY[activation].along_dimension
+            reasons.append(f"{activation} on its {'rows' if by_rows else 'tiles'}")
+    if inside:
+        reasons.append(f"with {', '.join(inside)}")
+    return "fastact", "; ".join(reasons)
+
+
+def alternative(operator: str, module: torch.nn.Module | None, left: Mapping[int, str]) -> str:
+    """What fastact has in place of an operator that nobody asked it for; ``left`` says of layers,
+    by id, why their sites called them as written."""
+    kind = type(module)
+    public = getattr(torch.nn, kind.__name__, None) is kind
+    name = f"torch.nn.{kind.__name__}" if public else kind.__qualname__
+    if isinstance(module, LAYERS):
+        if id(module) in left:
+            return f"its site calls {name} as written: {left[id(module)]}"
+        reason = layer_obstacle(module)
+        if reason is None or "hooks" in reason:
+            return f"fastact.convert replaces {name}"
+        return f"fastact.convert leaves {name}: {reason}"
+    if isinstance(module, ACTIVATIONS) and public:
+        return f"fastact.nn.{kind.__name__} computes it"
+    if "_backward" in operator:
+        return "a gradient of an operation that PyTorch runs, or of a higher order"
+    function = _FUNCTIONS.get(operator, _FUNCTIONS.get(operator.removesuffix("_")))
+    if function == "linear":
+        return "fastact.functional.linear computes it where it is a linear layer"
+    if function is not None:
+        return f"fastact.functional.{function} computes it"
+    return "fastact has no kernel for it"
+
+
+def obstacle(operator: str, named: Mapping[str, Any], caller: str = "") -> str:
+    """Why a call of ours, by this module of the package, ran as a composition of PyTorch's."""
+    if not torch.ops.fastact.enabled():
+        return "FASTACT_DISABLE=1"
+    # A mask may be boolean.
+    tensors = {k: t for k, t in named.items() if isinstance(t, Tensor) and k != "mask"}
+    for t in tensors.values():
+        if t.device.type != "cpu":
+            return f"no kernel for tensors on {t.device.type}"
+        if t.is_nested:
+            return "no kernel for nested tensors"
+        if t.layout != torch.strided:
+            return f"no kernel for {name_of(t.layout)} tensors"
+        if t.dtype not in KERNEL_DTYPES:
+            return f"no kernel for {name_of(t.dtype)}"
+    if len({t.dtype for t in tensors.values()}) > 1:
+        return "no kernel for tensors of different dtypes"
+    if forward_ad._current_level >= 0:
+        return "no kernel for forward-mode derivatives"
+    weight, bias, slope = (tensors.get(name) for name in ("weight", "bias", "slope"))
+    if operator.startswith("linear") and weight is not None:
+        if weight.dim() != 2:
+            return f"no kernel for a weight of {weight.dim()} dimension"
+        if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+            return f"no kernel for a bias of shape {list(bias.shape)}"
+        residual, input = tensors.get("residual"), tensors["input"]
+        if residual is not None and residual.shape != (*input.shape[:-1], weight.shape[0]):
+            return f"no kernel for a residual of shape {list(residual.shape)}"
+        if slope is not None and slope.numel() > 1:
+            return "prelu's slopes lie along dimension 1, which is not the last"
+    if caller == "fastact.vmap":
+        return "no kernel for this under torch.func.vmap"
+    return "no kernel for these arguments"
