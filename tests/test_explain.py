@@ -260,7 +260,11 @@ COMPOSED = {
     "bias of one": (linear(bias=torch.ones(1)), "no kernel for a bias of shape [1]"),
     "slopes of a middle dimension": (
         linear("prelu", X.view(1, 5, 6), slope=torch.rand(5)),
-        "prelu's slopes lie along dimension 1, which is not the last",
+        "no kernel for slopes of prelu that do not lie along the last dimension",
+    ),
+    "mask along another dimension": (
+        lambda: functional.masked_softmax(X, X > 0, dim=0),
+        "no kernel for a softmax with a mask over another dimension than the last",
     ),
     "relu of integers": (lambda: functional.relu(X.int()), "no kernel for int32"),
     "operator on integers": (lambda: torch.ops.fastact.relu(X.int()), "no kernel for int32"),

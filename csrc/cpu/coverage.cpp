@@ -10,6 +10,20 @@ std::string& obstacle() {
   return words;
 }
 
+// As Python names it.
+const char* name_of(at::Layout layout) {
+  switch (layout) {
+    case at::kSparse:
+      return "sparse_coo";
+    case at::kSparseCsr:
+      return "sparse_csr";
+    case at::kMkldnn:
+      return "_mkldnn";
+    default:
+      return "compressed sparse";
+  }
+}
+
 // Why kernels do not take a tensor, or "".
 std::string obstacle_of(const Tensor& t) {
   if (!enabled()) {
@@ -21,7 +35,7 @@ std::string obstacle_of(const Tensor& t) {
   } else if (t.is_nested()) {
     what << "nested tensors";
   } else if (t.layout() != at::kStrided) {
-    what << t.layout() << " tensors";
+    what << name_of(t.layout()) << " tensors";
   } else if (!is_kernel_dtype(t.scalar_type())) {
     what << c10::getDtypeNames(t.scalar_type()).first;
   } else if (t.is_neg()) {

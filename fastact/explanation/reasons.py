@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastact import functional
-from fastact.activations import KERNEL_DTYPES, REGISTRY
+from fastact.activations import REGISTRY
 from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
-from fastact.explanation.report import name_of
 
 # What torch.ops.fastact.linear_algorithm() returns.
 ALGORITHMS = {
@@ -40,16 +39,17 @@ LAYERS, ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
 
 
 def of_own_operator(
-    operator: str, named: Mapping[str, Any], packed: Tensor | None, inside: list[str]
+    operator: str, named: Mapping[str, Any], packed: Tensor | None, inside: list[str], noted: str
 ) -> tuple[str, str]:
-    """Engine and reason of an operator of ours, inside which these operators ran."""
+    """Engine and reason of an operator of ours, inside which these operators ran, and whose kernel
+    noted why it did not take the operands, if so."""
     # A residual that does not fit the tiles is added to the kernels' product.
     residual = named.get("residual")
     added = residual is not None and "aten.add" in inside
     if any(
         not name.startswith("fastact.") for name in inside if not (added and name == "aten.add")
     ):
-        return "PyTorch", f"{obstacle(operator, named)}: runs {', '.join(inside)}"
+        return "PyTorch", f"{obstacle(named, noted)}: runs {', '.join(inside)}"
     reasons = [f"{torch.ops.fastact.instruction_set()} kernel"]
     if operator in ("linear", "linear_training", "linear_packed"):
         use_packed = packed is not None and packed.numel() > 0
@@ -91,36 +91,17 @@ def alternative(operator: str, module: torch.nn.Module | None, left: Mapping[int
     return "fastact has no kernel for it"
 
 
-def obstacle(operator: str, named: Mapping[str, Any], caller: str = "") -> str:
-    """Why a call of ours, by this module of the package, ran as a composition of PyTorch's."""
-    if not torch.ops.fastact.enabled():
-        return "FASTACT_DISABLE=1"
-    # A mask may be boolean.
-    tensors = {k: t for k, t in named.items() if isinstance(t, Tensor) and k != "mask"}
-    for t in tensors.values():
-        if t.device.type != "cpu":
-            return f"no kernel for tensors on {t.device.type}"
-        if t.is_nested:
-            return "no kernel for nested tensors"
-        if t.layout != torch.strided:
-            return f"no kernel for {name_of(t.layout)} tensors"
-        if t.dtype not in KERNEL_DTYPES:
-            return f"no kernel for {name_of(t.dtype)}"
-    if len({t.dtype for t in tensors.values()}) > 1:
-        return "no kernel for tensors of different dtypes"
+def obstacle(named: Mapping[str, Any], noted: str = "", caller: str = "") -> str:
+    """Why a call of ours, by this module of the package, ran as a composition of PyTorch's: what
+    the kernel noted, or what kernels have against its operands."""
+    if noted:
+        return noted
+    for name, value in named.items():
+        is_operand = isinstance(value, Tensor) and name != "mask"  # a mask may be boolean
+        if is_operand and (words := torch.ops.fastact.take_obstacle(value)):
+            return str(words)
     if forward_ad._current_level >= 0:
         return "no kernel for forward-mode derivatives"
-    weight, bias, slope = (tensors.get(name) for name in ("weight", "bias", "slope"))
-    if operator.startswith("linear") and weight is not None:
-        if weight.dim() != 2:
-            return f"no kernel for a weight of {weight.dim()} dimension"
-        if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-            return f"no kernel for a bias of shape {list(bias.shape)}"
-        residual, input = tensors.get("residual"), tensors["input"]
-        if residual is not None and residual.shape != (*input.shape[:-1], weight.shape[0]):
-            return f"no kernel for a residual of shape {list(residual.shape)}"
-        if slope is not None and slope.numel() > 1:
-            return "prelu's slopes lie along dimension 1, which is not the last"
     if caller == "fastact.vmap":
         return "no kernel for this under torch.func.vmap"
     return "no kernel for these arguments"

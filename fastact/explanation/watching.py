@@ -164,8 +164,9 @@ class _Watch(TorchDispatchMode):
         library, _, operator = func._schema.name.partition("::")
         foreign = next((type(t) for t in tensors if _computes_by_itself(t)), None)
         inside: list[str] = []
+        noted = ""
         if library == "fastact" and foreign is None:
-            result, inside = _run_watched(func, tensors, args, kwargs)
+            result, inside, noted = _run_watched(func, tensors, args, kwargs)
         else:
             result = func(*args, **kwargs)
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
@@ -179,11 +180,11 @@ class _Watch(TorchDispatchMode):
         elif foreign is not None:
             engine, reason = foreign.__name__, "a tensor of this class computes by itself"
         elif library == "fastact":
-            engine, reason = reasons.of_own_operator(operator, named, packed, inside)
+            engine, reason = reasons.of_own_operator(operator, named, packed, inside, noted)
         elif operator == "_to_copy":
             reason = f"a conversion to {name_of(results[0].dtype)}"
         elif (caller := _caller()) is not None:
-            reason = reasons.obstacle(operator, named, caller)
+            reason = reasons.obstacle(named, caller=caller)
         else:
             reason = reasons.alternative(operator, module, self._left)
         self.rows.append(
@@ -241,11 +242,14 @@ class _Inside(TorchDispatchMode):
 
 def _run_watched(
     func: Any, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Any, list[str]]:
-    """Calls the kernel itself, so that what it calls is seen: a composition by its operators."""
+) -> tuple[Any, list[str], str]:
+    """Calls the kernel itself, so that what it calls is seen, a composition by its operators; and
+    what it notes of operands that it does not take."""
     keys = torch._C._dispatch_keys(tensors[0])
     for tensor in tensors[1:]:
         keys = keys | torch._C._dispatch_keys(tensor)
     keys = keys & torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Python)
+    torch.ops.fastact.take_obstacle()  # of an earlier call
     with _Inside() as inside:
-        return func.redispatch(keys, *args, **kwargs), inside.names
+        result = func.redispatch(keys, *args, **kwargs)
+    return result, inside.names, torch.ops.fastact.take_obstacle()
