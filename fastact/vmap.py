@@ -4,8 +4,8 @@ Without a rule functorch would call the operator once for every element of the b
 (The C++ headers for batching rules include a JSON header that no PyTorch wheel ships.)
 
 Most operators compute the same with a batch in front of their tensors, so that one rule serves
-them. Where the batch has weights of its own, a composition of PyTorch's functions computes, as it
-does for operators that have no rule here.
+them. Where the batch has weights of its own, a composition of PyTorch's functions computes. What
+has no rule here is called for one element of the batch after the other.
 """
 
 from __future__ import annotations
@@ -222,11 +222,21 @@ def _before_activation(info: Any, named: dict[str, Any], dims: dict[str, Any]) -
     return found if row.takes_slope else (found, None)
 
 
-def _composed(twin: Callable[..., Any]) -> _Rule:
-    """The rule of any operator: what PyTorch's functions compute under torch.func.vmap."""
+def _one_by_one(operator: Any) -> _Rule:
+    """The rule of any operator of one result."""
 
     def rule(info: Any, in_dims: Any, *given: Any) -> Any:
-        return torch.func.vmap(twin, in_dims=in_dims)(*given), 0
+        dims = [*in_dims, *[None] * (len(given) - len(in_dims))]
+        results = [
+            operator(
+                *[
+                    value if dim is None else value.select(dim, i)
+                    for value, dim in zip(given, dims, strict=True)
+                ]
+            )
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(results), 0
 
     return rule
 
@@ -249,7 +259,8 @@ def _rules() -> dict[str, _Rule]:
         for kind in ("", "_training", "_packed"):
             found[row.name + kind] = _forward(row, getattr(ops, row.name + kind))
         found[row.name + "_backward"] = _backward(row, getattr(ops, row.name + "_backward"))
-    return {name: _composed(twin) for name, twin in TWINS.items()} | found
+    others = {name: _one_by_one(getattr(ops, name)) for name in TWINS if name not in found}
+    return others | found
 
 
 _RULES = _rules()
