@@ -13,6 +13,7 @@ from fastact.testing.cases import (
     DEFAULT_CASES,
     DTYPES,
     EXPECTED_MODULE_SAMPLES,
+    EXPECTED_RECURRENT_SAMPLES,
     module_info,
     pairs,
     random_tensor,
@@ -64,8 +65,10 @@ def test_samples(name, dtype, training):
 
 
 def test_every_module_is_sampled():
-    """PyTorch's generators lack one of the modules here; RReLU is tested in test_rrelu.py."""
-    assert set(nn.__all__) - set(EXPECTED_MODULE_SAMPLES) == {"Hardsigmoid", "RReLU"}
+    """PyTorch's generators lack one of the modules here; RReLU is tested in test_rrelu.py, the
+    recurrent ones in test_recurrent_modules.py."""
+    sampled = {*EXPECTED_MODULE_SAMPLES, *EXPECTED_RECURRENT_SAMPLES}
+    assert set(nn.__all__) - sampled == {"Hardsigmoid", "RReLU"}
 
 
 @pytest.mark.parametrize("case", MODULE_CASES, ids=str)
