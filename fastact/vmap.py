@@ -276,6 +276,76 @@ def _linear_packed(info: Any, in_dims: Any, input: Tensor, packed: Tensor, *args
     return _linear(info, (in_dims[0], *in_dims[2:]), input, *args)
 
 
+# ---- recurrent layers --------------------------------------------------------------------------
+
+# Of each operator: how many states follow the input.
+_STATES = {"rnn": 1, "gru": 1, "lstm": 2}
+
+
+def _in_turn(info: Any, in_dims: Any, operator: Any, args: Any) -> Any:
+    """The operator called once for each element of the batch, its results stacked. What has weights
+    of its own is a layer of its own, and no product holds two of them."""
+
+    def one(arg: Any, dim: Any, index: int) -> Any:
+        if isinstance(arg, (list, tuple)):
+            dims = dim if isinstance(dim, (list, tuple)) else [None] * len(arg)
+            return [one(a, d, index) for a, d in zip(arg, dims, strict=True)]
+        return arg if dim is None else arg.select(dim, index)
+
+    def stacked(results: Any) -> Any:
+        if isinstance(results[0], Tensor):
+            return torch.stack(results)
+        return type(results[0])(stacked(list(each)) for each in zip(*results, strict=True))
+
+    dims = [*in_dims, *[None] * (len(args) - len(in_dims))]
+    results = [
+        operator(*[one(arg, dim, index) for arg, dim in zip(args, dims, strict=True)])
+        for index in range(info.batch_size)
+    ]
+    made = stacked(results)
+    return made, tuple([0] * len(each) if isinstance(each, list) else 0 for each in made)
+
+
+def _register_recurrent(name: str) -> None:
+    forward = getattr(ops, name)
+    states = _STATES[name]
+
+    @torch.library.register_vmap(f"fastact::{name}")
+    def _(info: Any, in_dims: Any, *args: Any) -> Any:
+        """More sequences for the same layer, where its weights are the same."""
+        weights = 1 + states
+        dims = [*in_dims, *[None] * (len(args) - len(in_dims))]
+        if any(dim is not None for dim in dims[weights] or ()):
+            return _in_turn(info, in_dims, forward, args)
+        count = info.batch_size
+
+        def folded(arg: Tensor | None, dim: int | None, batch_dim: int) -> Tensor | None:
+            front = _to_front(arg, dim, count)
+            return (
+                front
+                if front is None
+                else front.movedim(0, batch_dim).flatten(batch_dim, batch_dim + 1)
+            )
+
+        given = [folded(arg, dim, 1) for arg, dim in zip(args[:weights], dims, strict=False)]
+        rest = list(args[weights:])
+        # lengths [B] and dropout_noise [layers - 1, T, B, width], where they are given
+        for at, batch_dim in ((1, 0), (2, 2)):
+            if len(rest) > at:
+                rest[at] = folded(rest[at], dims[weights + at], batch_dim)
+        results = forward(*given, *rest)
+        return tuple(t.unflatten(1, (count, -1)) for t in results), (1,) * len(results)
+
+    # In training the reserve, which only the kernel can read, must be one for each element: their
+    # gradients of the weights are.
+    for derived in ("training", "backward"):
+        operator = getattr(ops, f"{name}_{derived}")
+        torch.library.register_vmap(
+            f"fastact::{name}_{derived}",
+            lambda info, in_dims, *args, operator=operator: _in_turn(info, in_dims, operator, args),
+        )
+
+
 torch.library.register_vmap("fastact::prelu", _prelu)
 torch.library.register_vmap("fastact::prelu_backward", _prelu_backward)
 torch.library.register_vmap("fastact::linear", _linear)
@@ -288,6 +358,8 @@ _register_softmax("softmax")
 _register_softmax("log_softmax")
 for _name in GATED_UNITS:
     _register_gated(_name)
+for _name in _STATES:
+    _register_recurrent(_name)
 for _row in REGISTRY.values():
     if _row.family == "unary":
         _register_unary(_row)

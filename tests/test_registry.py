@@ -65,7 +65,9 @@ def test_names_of_functions():
 
 def test_names_of_modules():
     modules = {row.module for row in [*ROWS, *GATED] if row.module}
-    assert set(nn.__all__) == modules | {"Linear", "RReLU", "Softmax2d", "Softmin"}
+    assert set(nn.__all__) == modules | {"Linear", "RReLU", "Softmax2d", "Softmin"} | set(
+        nn.recurrent.__all__
+    )
     for name in nn.__all__:
         module = getattr(nn, name)
         assert issubclass(module, getattr(torch.nn, name)), name

@@ -13,6 +13,7 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
+from fastact import dynamo
 from fastact.overrides import overrides_functions
 
 Module = torch.nn.Module
@@ -194,7 +195,17 @@ def _of_packed(
     if order is not None:
         states = tuple([state.index_select(1, order) for state in states])
     padded, lengths = _pad_packed_sequence(data, batch_sizes, False, 0.0, -1)
-    output, last = _of_padded(layer, kind, padded, states, weights, lengths, is_sorted=True)
+    if kind == "LSTM" and torch.is_autocast_enabled("cpu"):
+        # PyTorch's autocast knows lstm of padded sequences alone: of packed ones it casts the
+        # products, and states and output keep their dtype.
+        low = torch.get_autocast_dtype("cpu")
+        dtype = low if data.dtype == low else torch.float32
+        padded, *states = (t.to(dtype) for t in (padded, *states))
+        with torch.autocast("cpu", enabled=False):
+            own = [weight.to(dtype) for weight in weights]
+            output, last = _of_padded(layer, kind, padded, tuple(states), own, lengths, True)
+    else:
+        output, last = _of_padded(layer, kind, padded, states, weights, lengths, is_sorted=True)
     if back is not None:
         last = tuple([state.index_select(1, back) for state in last])
     packed, _ = _pack_padded_sequence(output, lengths, False)
@@ -300,6 +311,9 @@ class LSTM(_Sequence, torch.nn.LSTM):
     """
 
     __module__ = "fastact.nn"
+
+
+dynamo.allow(RNN, GRU, LSTM)
 
 
 # ---- cells -------------------------------------------------------------------------------------
