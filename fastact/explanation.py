@@ -16,7 +16,13 @@ from torch.utils._pytree import tree_leaves
 from fastact import conversion, functional
 from fastact.activations import KERNEL_DTYPES
 from fastact.conversion import site
-from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
+from fastact.conversion.links import (
+    LAYER_TYPES,
+    RECURRENT,
+    TWINS,
+    layer_obstacle,
+    recurrent_obstacle,
+)
 from fastact.module_stack import ModuleStack
 from fastact.nn.epilogue import observer
 
@@ -42,7 +48,7 @@ _FUNCTIONS = {
 } | {name: name for name in functional.__all__}
 
 # What fastact computes in their place, and classes derived from it.
-_LAYERS, _ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
+_LAYERS, _ACTIVATIONS, _RECURRENT = tuple(LAYER_TYPES), tuple(TWINS), tuple(RECURRENT)
 
 # Called by kernels of fastact too: they compute nothing.
 _FACTORIES = ("empty", "new_empty", "new_zeros", "zeros")
@@ -322,7 +328,8 @@ class _Watch(TorchDispatchMode):
         if any(
             not name.startswith("fastact.") for name in inside if not (added and name == "aten.add")
         ):
-            return "PyTorch", f"{self.obstacle(operator, named)}: runs {', '.join(inside)}"
+            ran = ", ".join(dict.fromkeys(inside))
+            return "PyTorch", f"{self.obstacle(operator, named)}: runs {ran}"
         reasons = [f"{self._instruction_set} kernel"]
         if operator in ("linear", "linear_training", "linear_packed"):
             use_packed = packed is not None and packed.numel() > 0
@@ -352,6 +359,11 @@ class _Watch(TorchDispatchMode):
             if obstacle is None or "hooks" in obstacle:
                 return f"fastact.convert replaces {name}"
             return f"fastact.convert leaves {name}: {obstacle}"
+        if isinstance(module, _RECURRENT):
+            obstacle = recurrent_obstacle(module)
+            if obstacle is None:
+                return f"fastact.convert replaces {name}"
+            return f"fastact.convert leaves {name}: {obstacle}"
         if isinstance(module, _ACTIVATIONS) and public:
             return f"fastact.nn.{kind.__name__} computes it"
         if "_backward" in operator:
@@ -367,8 +379,12 @@ class _Watch(TorchDispatchMode):
         """Why a call of ours, by this module of the package, ran as a composition of PyTorch's."""
         if not self._enabled:
             return "FASTACT_DISABLE=1"
-        # A mask may be boolean.
-        tensors = {k: t for k, t in named.items() if isinstance(t, Tensor) and k != "mask"}
+        if caller == "fastact.nn.recurrent":
+            return "first states, dropout's noise or the form of a PackedSequence"
+        # A mask may be boolean, and lengths are integers.
+        others = ("mask", "lengths", "reserve")
+        tensors = {k: t for k, t in named.items() if isinstance(t, Tensor) and k not in others}
+        tensors |= {f"weights[{i}]": t for i, t in enumerate(named.get("weights") or ())}
         for t in tensors.values():
             if t.device.type != "cpu":
                 return f"no kernel for tensors on {t.device.type}"

@@ -46,6 +46,11 @@ def test_names_of_operators():
         "linear_packed",
         "pack_linear",
     }
+    expected |= {
+        f"{mode}{kind}"
+        for mode in ("rnn", "gru", "lstm")
+        for kind in ("", "_training", "_backward", "_cell")
+    }
     assert set(names) == expected
 
 

@@ -121,13 +121,6 @@ def _as_lengths(kind: str, lengths: Any) -> Tensor:
     return lengths.to("cpu", torch.int64) if not lengths.is_meta else lengths.to(torch.int64)
 
 
-class _Sequence:
-    """The forward of RNN, GRU and LSTM."""
-
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
-        return forward(self, super().forward, input, hx, lengths)  # type: ignore[misc]
-
-
 def forward(layer: Any, twins: Any, input: Any, hx: Any, lengths: Any = None) -> Any:
     """The forward of an RNN, GRU or LSTM of torch.nn's; twins(input, hx) is torch.nn's own."""
     kind = "RNN" if layer.mode in _NONLINEARITIES else layer.mode
@@ -244,7 +237,7 @@ def _of_padded(
     return output, (h,)
 
 
-class RNN(_Sequence, torch.nn.RNN):
+class RNN(torch.nn.RNN):
     """torch.nn.RNN: h = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu of it, over sequences.
 
     Same constructor, parameters and state_dict; float32, float64, bfloat16 and float16.
@@ -269,8 +262,17 @@ class RNN(_Sequence, torch.nn.RNN):
 
     __module__ = "fastact.nn"
 
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        return forward(self, super().forward, input, hx, lengths)
 
-class GRU(_Sequence, torch.nn.GRU):
+
+class GRU(torch.nn.GRU):
     """torch.nn.GRU: r, z = sigmoid(...); n = tanh(W_in x + b_in + r * (W_hn h + b_hn));
     h = (1 - z) * n + z * h.
 
@@ -290,8 +292,17 @@ class GRU(_Sequence, torch.nn.GRU):
 
     __module__ = "fastact.nn"
 
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        return forward(self, super().forward, input, hx, lengths)
 
-class LSTM(_Sequence, torch.nn.LSTM):
+
+class LSTM(torch.nn.LSTM):
     """torch.nn.LSTM: i, f, o = sigmoid(...); g = tanh(...); c = f * c + i * g; h = o * tanh(c),
     and W_hr h with ``proj_size``.
 
@@ -312,6 +323,15 @@ class LSTM(_Sequence, torch.nn.LSTM):
 
     __module__ = "fastact.nn"
 
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        return forward(self, super().forward, input, hx, lengths)
+
 
 dynamo.allow(RNN, GRU, LSTM)
 
@@ -325,13 +345,6 @@ def _cell_weights(cell: torch.nn.RNNCellBase) -> list[Any]:
         own[name] if name in own else getattr(cell, name)
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     ]
-
-
-class _Cell:
-    """The forward of RNNCell, GRUCell and LSTMCell."""
-
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return cell_forward(self, super().forward, input, hx)  # type: ignore[misc]
 
 
 def cell_forward(cell: Any, twins: Any, input: Tensor, hx: Any = None) -> Any:
@@ -371,7 +384,7 @@ def cell_forward(cell: Any, twins: Any, input: Tensor, hx: Any = None) -> Any:
     return h if is_batched else h.squeeze(0)
 
 
-class RNNCell(_Cell, torch.nn.RNNCell):
+class RNNCell(torch.nn.RNNCell):
     """torch.nn.RNNCell: one step of :class:`RNN`.
 
     Shape: input [B, I] or [I]; hx [B, H] or [H], or None for zeros. Returns the new h.
@@ -388,8 +401,11 @@ class RNNCell(_Cell, torch.nn.RNNCell):
 
     __module__ = "fastact.nn"
 
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return cell_forward(self, super().forward, input, hx)
 
-class GRUCell(_Cell, torch.nn.GRUCell):
+
+class GRUCell(torch.nn.GRUCell):
     """torch.nn.GRUCell: one step of :class:`GRU`. Shapes and errors as in :class:`RNNCell`.
 
     Example:
@@ -400,8 +416,11 @@ class GRUCell(_Cell, torch.nn.GRUCell):
 
     __module__ = "fastact.nn"
 
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return cell_forward(self, super().forward, input, hx)
 
-class LSTMCell(_Cell, torch.nn.LSTMCell):
+
+class LSTMCell(torch.nn.LSTMCell):
     """torch.nn.LSTMCell: one step of :class:`LSTM`; hx is (h, c), and so is the result. Shapes and
     errors as in :class:`RNNCell`.
 
@@ -413,6 +432,11 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
     """
 
     __module__ = "fastact.nn"
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return cell_forward(self, super().forward, input, hx)
 
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
