@@ -100,6 +100,54 @@ TORCH_LIBRARY(fastact, m) {
   // The algorithm of linear's product for these operands (cpu/gemm/gemm.h), or "aten".
   m.def("linear_algorithm(Tensor input, Tensor weight, bool packed=False) -> str");
 
+  // Recurrent layers over whole sequences: input [T, B, I], output [T, B, directions * H], states
+  // [layers * directions, B, H] (an LSTM with proj_size P: P in place of H but for cx), weights as
+  // torch.nn's modules hold them. With lengths, int64 [B] on the CPU, the steps past a sequence's
+  // end do not count: output is 0 there, and hy the state at the end. dropout_noise [layers - 1, T,
+  // B, directions * H] multiplies the inputs of the upper layers.
+  const std::string layer_options =
+      "Tensor? lengths=None, Tensor? dropout_noise=None, bool has_biases=True, "
+      "bool bidirectional=False";
+  const std::string saved_options =
+      "Tensor? lengths, Tensor? dropout_noise, Tensor reserve, bool has_biases, "
+      "bool bidirectional";
+  const auto define_layer = [&](const std::string& name, const std::string& state,
+                                const std::string& more, const std::string& results) {
+    const std::string arguments = "Tensor input, Tensor hx, " + state + "Tensor[] weights, ";
+    m.def((name + "(" + arguments + layer_options + more + ") -> (" + results + ")").c_str());
+    // The same, and what backward reads.
+    m.def((name + "_training(" + arguments + layer_options + more + ") -> (" + results +
+           ", Tensor reserve)")
+              .c_str());
+  };
+  define_layer("rnn", "", ", str nonlinearity='tanh'", "Tensor output, Tensor hy");
+  define_layer("gru", "", "", "Tensor output, Tensor hy");
+  define_layer("lstm", "Tensor cx, ", "", "Tensor output, Tensor hy, Tensor cy");
+  // The gradients of input, hx, (cx) and weights, empty where `mask`, in that order, is false. A
+  // gradient of an output that is None is 0.
+  m.def(("rnn_backward(Tensor? grad_output, Tensor? grad_hy, Tensor input, Tensor hx, "
+         "Tensor[] weights, " +
+         saved_options + ", str nonlinearity, bool[] mask) -> (Tensor, Tensor, Tensor[])")
+            .c_str());
+  m.def(("gru_backward(Tensor? grad_output, Tensor? grad_hy, Tensor input, Tensor hx, "
+         "Tensor[] weights, " +
+         saved_options + ", bool[] mask) -> (Tensor, Tensor, Tensor[])")
+            .c_str());
+  m.def(("lstm_backward(Tensor? grad_output, Tensor? grad_hy, Tensor? grad_cy, Tensor input, "
+         "Tensor hx, Tensor cx, Tensor[] weights, " +
+         saved_options + ", bool[] mask) -> (Tensor, Tensor, Tensor, Tensor[])")
+            .c_str());
+  // One step of a layer: input [B, I], states [B, H].
+  m.def(
+      "rnn_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, "
+      "Tensor? b_hh=None, str nonlinearity='tanh') -> Tensor");
+  m.def(
+      "gru_cell(Tensor input, Tensor hx, Tensor w_ih, Tensor w_hh, Tensor? b_ih=None, "
+      "Tensor? b_hh=None) -> Tensor");
+  m.def(
+      "lstm_cell(Tensor input, Tensor hx, Tensor cx, Tensor w_ih, Tensor w_hh, "
+      "Tensor? b_ih=None, Tensor? b_hh=None) -> (Tensor, Tensor)");
+
   // For explain: why the operator that was called last on this thread ran as the composition, else
   // what kernels have against this tensor; "" where there is nothing.
   m.def("take_obstacle(Tensor? operand=None) -> str", &take_obstacle);

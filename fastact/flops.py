@@ -46,12 +46,58 @@ def _linear_backward(
     return 2 * math.prod(grad) * columns * (mask[0] + mask[1])
 
 
+# ---- recurrent layers --------------------------------------------------------------------------
+
+
+def _matrices(weights: Sequence[_Shape]) -> list[int]:
+    """The sizes of w_ih, w_hh and w_hr of each layer and direction: each multiplies every step of
+    every sequence once, be there lengths or not."""
+    return [math.prod(weight) for weight in weights if len(weight) == 2]
+
+
+def _recurrent(input: _Shape, *rest: Any, **keywords: Any) -> int:
+    weights = next(arg for arg in rest if isinstance(arg, (list, tuple)) and _is_list(arg))
+    return 2 * input[0] * input[1] * sum(_matrices(weights))
+
+
+def _is_list(arg: Sequence[Any]) -> bool:
+    """Whether these are the shapes of the weights, and not one shape."""
+    return len(arg) > 0 and not isinstance(arg[0], int)
+
+
+def _recurrent_backward(states: int) -> Any:
+    """Of an operator with so many states: h, or h and c."""
+
+    def formula(*args: Any, **keywords: Any) -> int:
+        input, hx = args[1 + states], args[2 + states]
+        weights, mask = args[2 + 2 * states], args[-1]
+        count, each = hx[0], len(_matrices(weights)) // hx[0]
+        directions = 2 if args[7 + 2 * states] else 1
+        wanted = [w for w, m in zip(weights, mask[1 + states :], strict=True) if m]
+        total = input[0] * sum(_matrices(wanted))
+        for at, matrix in enumerate(_matrices(weights)):
+            layer_direction, kind = divmod(at, each)
+            steps = input[0]
+            if kind == 0 and layer_direction < directions and not mask[0]:
+                steps = 0  # nobody asks for the gradient of input
+            if kind == 1 and not any(mask[1 : 1 + states]):
+                steps -= 1  # nor, at the first step, for that of the states before it
+            total += steps * matrix
+        return 2 * input[1] * total if count else 0
+
+    return formula
+
+
 _FORMULAS = {
     ops.linear: _linear,
     ops.linear_training: _linear,
     ops.linear_packed: _linear_packed,
     ops.linear_backward: _linear_backward,
 }
+for _name, _states in (("rnn", 1), ("gru", 1), ("lstm", 2)):
+    _FORMULAS[getattr(ops, _name)] = _recurrent
+    _FORMULAS[getattr(ops, f"{_name}_training")] = _recurrent
+    _FORMULAS[getattr(ops, f"{_name}_backward")] = _recurrent_backward(_states)
 for _operator, _formula in _FORMULAS.items():
     if _operator not in flop_registry:  # it is where the module is imported anew
         register_flop_formula(_operator)(_formula)

@@ -222,23 +222,62 @@ def _before_activation(info: Any, named: dict[str, Any], dims: dict[str, Any]) -
     return found if row.takes_slope else (found, None)
 
 
-def _one_by_one(operator: Any) -> _Rule:
-    """The rule of any operator of one result."""
+# ---- recurrent layers --------------------------------------------------------------------------
+
+
+def _recurrent(operator: Any) -> _Rule:
+    """More sequences for the same layer, where its weights are the same."""
+    names = [argument.name for argument in operator.default._schema.arguments]
+    states = names.index("weights")  # input and states come before them
 
     def rule(info: Any, in_dims: Any, *given: Any) -> Any:
         dims = [*in_dims, *[None] * (len(given) - len(in_dims))]
-        results = [
-            operator(
-                *[
-                    value if dim is None else value.select(dim, i)
-                    for value, dim in zip(given, dims, strict=True)
-                ]
-            )
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(results), 0
+        if any(dim is not None for dim in dims[states] or ()):
+            return _in_turn(operator, info, in_dims, *given)
+        count = info.batch_size
+
+        def folded(arg: Tensor | None, dim: int | None, batch_dim: int) -> Tensor | None:
+            front = _to_front(arg, dim, count)
+            if front is None:
+                return None
+            return front.movedim(0, batch_dim).flatten(batch_dim, batch_dim + 1)
+
+        args = [folded(arg, dim, 1) for arg, dim in zip(given[:states], dims, strict=False)]
+        rest = list(given[states:])
+        # lengths [B] and dropout_noise [layers - 1, T, B, width], where they are given
+        for at, batch_dim in ((1, 0), (2, 2)):
+            if len(rest) > at:
+                rest[at] = folded(rest[at], dims[states + at], batch_dim)
+        results = operator(*args, *rest)
+        return tuple(t.unflatten(1, (count, -1)) for t in results), (1,) * len(results)
 
     return rule
+
+
+# ---- any operator ------------------------------------------------------------------------------
+
+
+def _in_turn(operator: Any, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    """The operator called once for each element of the batch, its results stacked."""
+
+    def one(arg: Any, dim: Any, index: int) -> Any:
+        if isinstance(arg, (list, tuple)):
+            dims = dim if isinstance(dim, (list, tuple)) else [None] * len(arg)
+            return [one(a, d, index) for a, d in zip(arg, dims, strict=True)]
+        return arg if dim is None else arg.select(dim, index)
+
+    def stacked(results: Any) -> Any:
+        if isinstance(results[0], Tensor):
+            return torch.stack(results)
+        return type(results[0])(stacked(list(each)) for each in zip(*results, strict=True))
+
+    dims = [*in_dims, *[None] * (len(args) - len(in_dims))]
+    results = [
+        operator(*[one(arg, dim, index) for arg, dim in zip(args, dims, strict=True)])
+        for index in range(info.batch_size)
+    ]
+    made = stacked(results)
+    return made, tuple([0] * len(each) if isinstance(each, list) else 0 for each in made)
 
 
 # ---- registration ------------------------------------------------------------------------------
@@ -259,8 +298,15 @@ def _rules() -> dict[str, _Rule]:
         for kind in ("", "_training", "_packed"):
             found[row.name + kind] = _forward(row, getattr(ops, row.name + kind))
         found[row.name + "_backward"] = _backward(row, getattr(ops, row.name + "_backward"))
-    others = {name: _one_by_one(getattr(ops, name)) for name in TWINS if name not in found}
-    return others | found
+    for name in ("rnn", "gru", "lstm"):
+        found[name] = _recurrent(getattr(ops, name))
+        # In training the reserve, which only the kernel can read, must be one for each element:
+        # their gradients of the weights are.
+        for kind in ("_training", "_backward"):
+            found[name + kind] = functools.partial(_in_turn, getattr(ops, name + kind))
+    for name in TWINS:
+        found.setdefault(name, functools.partial(_in_turn, getattr(ops, name)))
+    return found
 
 
 _RULES = _rules()

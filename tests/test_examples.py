@@ -16,7 +16,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def load(name):
-    pytest.importorskip("sklearn")
+    if name == "digits":
+        pytest.importorskip("sklearn")
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -68,6 +69,32 @@ def test_digits_prints_its_table():
         assert re.fullmatch(rf"{name} +\d+\.\d\d% +\d+\.\d{{3}} ms", line), line
     assert reference.split()[1] == mine.split()[1]  # the accuracy
     assert re.fullmatch(r"0 predictions differ; \d+\.\d\d times as fast", summary), summary
+
+
+@pytest.mark.parametrize("mode", ["rnn", "gru", "lstm"])
+def test_char_rnn_trains_alike(mode):
+    reference, mine = load("char_rnn").train(mode, steps=15).values()
+    torch.testing.assert_close(
+        torch.tensor(mine.losses), torch.tensor(reference.losses), rtol=1e-4, atol=1e-5
+    )
+    assert mine.losses[-1] < 3.4 < 4.4 < mine.losses[0]
+
+
+def test_char_rnn_prints_its_table():
+    command = [sys.executable, EXAMPLES / "char_rnn.py", "--mode", "gru", "--steps", "3"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    table, written = finished.stdout.split("\n\n", 1)
+    header, reference, mine, summary = table.splitlines()
+    assert header.split() == ["first", "loss", "last", "loss", "step"]
+    for name, line in (("torch.nn", reference), ("fastact.nn", mine)):
+        assert re.fullmatch(rf"{name} +\d\.\d+ +\d\.\d+ +\d+\.\d\d ms", line), line
+    assert re.fullmatch(
+        r"losses differ by \d\.\de[-+]\d\d at most; \d+\.\d\d times as fast", summary
+    ), summary
+    assert written.startswith("The ")
+    assert len(written.removesuffix("\n")) == 64
 
 
 def test_every_example_is_tested():

@@ -75,3 +75,31 @@ def test_models(how):
     if how == "inference":
         model.requires_grad_(False)
     assert counted(mine, x) == counted(model, x) > 0
+
+
+@pytest.mark.parametrize("wanted", ["nothing", "weights", "input", "states", "all"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
+@pytest.mark.parametrize("name", ["RNN", "GRU"])  # oneDNN's LSTM counts for nothing
+def test_recurrent(name, options, wanted):
+    mine, twin = (getattr(module, name)(6, 5, **options) for module in (nn, torch.nn))
+    x, h = (
+        random_tensor((7, 3, 6)),
+        random_tensor((mine.num_layers * (1 + mine.bidirectional), 3, 5)),
+    )
+    x.requires_grad_(wanted in ("input", "all"))
+    h.requires_grad_(wanted in ("states", "all"))
+    for layer in (mine, twin):
+        layer.requires_grad_(wanted in ("weights", "all"))
+    found, expected = (counted(lambda layer=layer: layer(x, h)[0]) for layer in (mine, twin))
+    assert found > 0
+    # torch.nn's gradient leaves out what nobody asks for in between, too.
+    assert found == expected if wanted in ("nothing", "all") else found >= expected
+
+
+def test_lstms_are_counted():
+    x = random_tensor((7, 3, 6)).requires_grad_()
+    mine = counted(lambda: nn.LSTM(6, 5, 2, proj_size=4)(x)[0])
+    steps = 2 * 7 * 3
+    forward = steps * (20 * 6 + 20 * 4 + 4 * 5 + 20 * 4 + 20 * 4 + 4 * 5)
+    first_states = 2 * 3 * 2 * 20 * 4
+    assert mine == 3 * forward - first_states

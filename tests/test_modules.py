@@ -10,7 +10,11 @@ import torch
 from fastact import nn
 from fastact.testing.cases import CASES, DEFAULT_CASES, DTYPES, pairs
 from fastact.testing.inputs import random_tensor
-from fastact.testing.samples import EXPECTED_MODULE_SAMPLES, module_info
+from fastact.testing.samples import (
+    EXPECTED_MODULE_SAMPLES,
+    EXPECTED_RECURRENT_SAMPLES,
+    module_info,
+)
 
 # torch.testing's, but for a derivative that comes from an output rounded to 16 bits.
 TOLERANCES = {
@@ -58,8 +62,10 @@ def test_samples(name, dtype, training):
 
 
 def test_every_module_is_sampled():
-    """PyTorch's generators lack one of the modules here; RReLU is tested in test_rrelu.py."""
-    assert set(nn.__all__) - set(EXPECTED_MODULE_SAMPLES) == {"Hardsigmoid", "RReLU"}
+    """PyTorch's generators lack one of the modules here; RReLU is tested in test_rrelu.py, the
+    recurrent ones in test_recurrent_modules.py."""
+    sampled = {*EXPECTED_MODULE_SAMPLES, *EXPECTED_RECURRENT_SAMPLES}
+    assert set(nn.__all__) - sampled == {"Hardsigmoid", "RReLU"}
 
 
 @pytest.mark.parametrize("case", MODULE_CASES, ids=str)

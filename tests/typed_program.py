@@ -95,6 +95,18 @@ channels: Tensor = fnn.Softmax2d()(x.view(1, 2, 2, 2))
 assert_type(linear.forward(x), Tensor)
 assert_type(fnn.ReLU().forward(x), Tensor)
 
+# recurrent layers
+sequences = torch.randn(5, 3, 4)
+lengths = torch.tensor([5, 2, 4])
+output, h = fnn.RNN(4, 6, nonlinearity="relu").forward(sequences, lengths=lengths)
+assert_type(h, Tensor)
+output, h = fnn.GRU(4, 6, num_layers=2, bidirectional=True).forward(sequences)
+output, (h, c) = fnn.LSTM(4, 6, proj_size=2).forward(sequences, (h[:1, :, :2], h[:1]))
+assert_type(c, Tensor)
+assert_type(fnn.RNNCell(4, 6).forward(sequences[0]), Tensor)
+assert_type(fnn.GRUCell(4, 6).forward(sequences[0]), Tensor)
+assert_type(fnn.LSTMCell(4, 6).forward(sequences[0]), tuple[Tensor, Tensor])
+
 
 # whole models
 def keep_the_head(module: torch.nn.Module, name: str) -> bool:
@@ -135,5 +147,6 @@ def wrong() -> None:
     FF.linear(x, weight, activation=3)  # type: ignore[arg-type]
     fnn.Linear(4, 4, activation=3)  # type: ignore[arg-type]
     fnn.LeakyReLU(slope=0.1)  # type: ignore[call-arg]
+    fnn.GRU(4, 6).forward(sequences, lengths=3)  # type: ignore[arg-type]
     fastact.convert(x)  # type: ignore[arg-type]
     memory.set_limit("1 GB")  # type: ignore[arg-type]

@@ -1,11 +1,15 @@
 // The base of autograd nodes; the only place that knows PyTorch's versions apart.
 #pragma once
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/version.h>
+
+#include <algorithm>
+#include <type_traits>
 
 namespace fastact {
 
@@ -18,10 +22,12 @@ using torch::autograd::variable_list;
 using torch::dynamo::autograd::CompiledNodeArgs;
 using torch::dynamo::autograd::SwapSavedVariables;
 
-// A node of one output. Derived lists what it keeps once:
-//   void each_saved(f)      f(saved variable, whether it is the output) for each tensor
+// A node. Derived lists what it keeps once:
+//   void each_saved(f)      f(saved variable, whether it is an output) for each tensor
 //   void each_attribute(f)  f(value) for everything else that backward() depends on
-//   void backward(grad, gradients)  fills in the gradients that task_should_compute_output()
+//   void backward(grad, gradients)  fills in the gradients that task_should_compute_output(); grad
+//                                   is that of the output, or, where it takes a variable_list,
+//                                   those of all outputs, undefined where there is none
 // and has a name(). Releasing, compiled autograd and locking follow.
 template <class Derived>
 struct OperatorNode : torch::autograd::TraceableFunction {
@@ -33,7 +39,14 @@ struct OperatorNode : torch::autograd::TraceableFunction {
   variable_list apply(variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
     variable_list gradients(num_outputs());
-    if (grads[0].defined()) {
+    constexpr bool kTakesAll = std::is_invocable_v<decltype(&Derived::backward), Derived&,
+                                                   const variable_list&, variable_list&>;
+    if constexpr (kTakesAll) {
+      const auto defined = [](const at::Tensor& grad) { return grad.defined(); };
+      if (std::any_of(grads.begin(), grads.end(), defined)) {
+        derived().backward(grads, gradients);
+      }
+    } else if (grads[0].defined()) {
       derived().backward(grads[0], gradients);
     }
     return gradients;
@@ -70,6 +83,21 @@ struct OperatorNode : torch::autograd::TraceableFunction {
 // silently.
 inline bool is_dual(const at::Tensor& t) {
   return t.defined() && t._fw_grad(/*level=*/0).defined();
+}
+
+// What a node keeps of a weight. PyTorch's linear keeps weight.t(): a view, which a later
+// `weight.data = ...` does not reach, and whose version is the weight's.
+inline at::Tensor alias_of(const at::Tensor& weight) {
+  if (weight.is_inference() || at::isTensorSubclassLike(weight)) {
+    return weight;
+  }
+  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
+  at::Tensor alias(impl->shallow_copy_and_detach(impl->version_counter(),
+                                                 /*allow_tensor_metadata_change=*/false));
+  if (weight.requires_grad()) {
+    torch::autograd::impl::set_gradient_edge(alias, torch::autograd::impl::gradient_edge(weight));
+  }
+  return alias;
 }
 
 // Tells PyTorch's node-creation hooks; call once the node holds what it saves.

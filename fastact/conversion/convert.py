@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fastact.conversion import source
-from fastact.conversion.links import LAYER_TYPES, LEFT_OUT, TWINS, Role, layer_obstacle
+from fastact.conversion.links import (
+    LAYER_TYPES,
+    LEFT_OUT,
+    RECURRENT,
+    TWINS,
+    Role,
+    layer_obstacle,
+    recurrent_obstacle,
+)
 from fastact.conversion.shadow import BASE, Method, base_of, class_for, is_frozen, methods_of
 from fastact.conversion.source import Left, Path, Rewritten
 
@@ -82,6 +90,10 @@ def survey(model: Module, frozen: bool, accepts: Callable[[str], Any]) -> Survey
                 failures[name] = "it has no methods of Python code; convert what it was made of"
                 fates.setdefault(name, []).append(f"left as it is: {failures[name]}")
             continue
+        if is_recurrent(type(module)) and (reason := recurrent_obstacle(module)):
+            failures[name] = reason
+            fates.setdefault(name, []).append(f"left as it is: {reason}")
+            continue
         entry = classes.setdefault(type(module), _Class(type(module)))
         entry.names.append(name)
         entry.modules.append(module)
@@ -132,6 +144,9 @@ def _survey_class(entry: _Class, frozen: bool, excluded: set[int]) -> None:
         if role:
             entry.roles[path] = role
     if not any(role & layer for role in entry.roles.values()):
+        if is_recurrent(kind):
+            entry.roles.clear()
+            entry.made = class_for(kind, entry.roles, frozen)
         return
     for method in methods:
         try:
@@ -145,6 +160,14 @@ def _survey_class(entry: _Class, frozen: bool, excluded: set[int]) -> None:
     entry.made = class_for(kind, entry.roles, frozen)
 
 
+def is_recurrent(kind: type) -> bool:
+    """Whether the class is one of torch.nn's recurrent ones, or derived from one; fastact's own
+    compute so as they are."""
+    return any(c in RECURRENT for c in kind.__mro__) and not any(
+        c.__module__ == "fastact.nn" for c in kind.__mro__
+    )
+
+
 def _holds_layers(modules: Iterable[Module]) -> bool:
     return any(type(child) in LAYER_TYPES for module in modules for child in module.children())
 
@@ -154,6 +177,9 @@ def _fates(entry: _Class) -> list[str]:
     lines = []
     if issubclass(entry.kind, torch.nn.Sequential) and entry.made is not None:
         lines.append("each layer with what follows it")
+    if is_recurrent(entry.kind) and entry.made is not None:
+        owner = next(c for c in entry.kind.__mro__ if c in RECURRENT)
+        lines.append(f"all steps by the operator of fastact.nn.{owner.__name__}")
     for method, made in entry.found.items():
         for found in made.found:
             line = found.plan.where.rpartition(":")[2]

@@ -82,6 +82,24 @@ def born(owner: types.ModuleType, name: str) -> Callable[..., Any]:
     return _BORN[owner.__name__, name]
 
 
+# ---- recurrent layers --------------------------------------------------------------------------
+
+# torch.nn's, with the forward that they were born with: they are fused within.
+RECURRENT = {
+    getattr(torch.nn, name): getattr(torch.nn, name).forward for name in nn.recurrent.__all__
+}
+
+
+def recurrent_obstacle(module: Module) -> str | None:
+    """Why a module of these classes, or derived from them, keeps their forward."""
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrized"
+    owner = next(kind for kind in type(module).__mro__ if kind in RECURRENT)
+    if owner.forward is not RECURRENT[owner]:
+        return "its class has another forward by now"
+    return None
+
+
 # ---- activations as modules --------------------------------------------------------------------
 
 # torch.nn's activation modules and fastact's.

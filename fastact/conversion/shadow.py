@@ -1,7 +1,8 @@
 """The classes that converted modules have.
 
 A converted module's class is a subclass of its own, in whose MRO each class comes after its shadow,
-which holds those of its methods that have sites: C', C, Base', Base, ... So super() finds them too.
+which holds those of its methods that have sites, and the forward of a recurrent layer: C', C,
+Base', Base, ... So super() finds them too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch.compiler import is_dynamo_compiling
 
 from fastact import _C
 from fastact.conversion import source
-from fastact.conversion.links import Role
+from fastact.conversion.links import RECURRENT, Role
+from fastact.conversion.recurrent import recurrent_forward
 from fastact.conversion.site import Site, run_sequence
 from fastact.conversion.source import Left, Path
 
@@ -206,7 +208,11 @@ def class_for(kind: type, roles: Roles, frozen: bool) -> type | None:
 def _shadow(owner: type, roles: Roles, frozen: bool) -> type | None:
     """The methods of this one class that have sites."""
     members: dict[str, Any] = {}
+    if owner in RECURRENT:
+        members["forward"] = recurrent_forward(owner)
     for method in _own_methods(owner):
+        if method.name in members:
+            continue
         try:
             function = _function(method, roles, frozen)
         except Left:

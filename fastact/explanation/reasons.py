@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from fastact import functional
 from fastact.activations import REGISTRY
-from fastact.conversion.links import LAYER_TYPES, TWINS, layer_obstacle
+from fastact.conversion.links import (
+    LAYER_TYPES,
+    RECURRENT,
+    TWINS,
+    layer_obstacle,
+    recurrent_obstacle,
+)
 
 # What torch.ops.fastact.linear_algorithm() returns.
 ALGORITHMS = {
@@ -34,6 +41,9 @@ _FUNCTIONS = {
     "rrelu_with_noise": "rrelu",
 } | {name: name for name in functional.__all__}
 
+# Operands that need not have a dtype that kernels compute.
+_OF_OTHER_DTYPES = ("mask", "lengths", "reserve")
+
 # What fastact computes in their place, and classes derived from it.
 LAYERS, ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
 
@@ -49,7 +59,7 @@ def of_own_operator(
     if any(
         not name.startswith("fastact.") for name in inside if not (added and name == "aten.add")
     ):
-        return "PyTorch", f"{obstacle(named, noted)}: runs {', '.join(inside)}"
+        return "PyTorch", f"{obstacle(named, noted)}: runs {', '.join(dict.fromkeys(inside))}"
     reasons = [f"{torch.ops.fastact.instruction_set()} kernel"]
     if operator in ("linear", "linear_training", "linear_packed"):
         use_packed = packed is not None and packed.numel() > 0
@@ -79,6 +89,11 @@ def alternative(operator: str, module: torch.nn.Module | None, left: Mapping[int
         if reason is None or "hooks" in reason:
             return f"fastact.convert replaces {name}"
         return f"fastact.convert leaves {name}: {reason}"
+    if isinstance(module, tuple(RECURRENT)):
+        reason = recurrent_obstacle(module)
+        if reason is None:
+            return f"fastact.convert replaces {name}"
+        return f"fastact.convert leaves {name}: {reason}"
     if isinstance(module, ACTIVATIONS) and public:
         return f"fastact.nn.{kind.__name__} computes it"
     if "_backward" in operator:
@@ -96,9 +111,10 @@ def obstacle(named: Mapping[str, Any], noted: str = "", caller: str = "") -> str
     the kernel noted, or what kernels have against its operands."""
     if noted:
         return noted
-    for name, value in named.items():
-        is_operand = isinstance(value, Tensor) and name != "mask"  # a mask may be boolean
-        if is_operand and (words := torch.ops.fastact.take_obstacle(value)):
+    if caller == "fastact.nn.recurrent":
+        return "first states, dropout's noise or the form of a PackedSequence"
+    for tensor in tree_leaves({k: v for k, v in named.items() if k not in _OF_OTHER_DTYPES}):
+        if isinstance(tensor, Tensor) and (words := torch.ops.fastact.take_obstacle(tensor)):
             return str(words)
     if forward_ad._current_level >= 0:
         return "no kernel for forward-mode derivatives"

@@ -101,6 +101,8 @@ class _Call:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(item, Tensor) for item in value):
+        return f"[{', '.join(map(_text, value))}]"
     if not isinstance(value, Tensor):
         return repr(value)[:60]
     marks = [str(value.dtype).removeprefix("torch."), str(list(value.shape))]
@@ -154,6 +156,8 @@ class Generator:
             shapes = {"self": (m, n, k), "grad": (m, n, k), "weight": (n,)}
         elif row is not None and row.halves_dimension:
             shapes = {"self": (m, 2 * n), "grad": (m, n)}
+        elif name.startswith(_RECURRENT):
+            shapes = _recurrent_shapes(name, m, n, k)
         else:
             shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask", "operand"), (m, n))
         values: dict[str, Any] = {
@@ -163,6 +167,9 @@ class Generator:
             "is_causal": False,
             "mask": (True, True, True, takes_slope, True),
             "packed": False,
+            "nonlinearity": r.choice(("tanh", "relu")),
+            "has_biases": True,
+            "bidirectional": False,
         }
         arguments: dict[str, Any] = {}
         for argument in self._schemas[name].arguments:
@@ -173,6 +180,16 @@ class Generator:
                 arguments["packed"] = torch.ops.fastact.pack_linear(
                     arguments["input"].new_ones(n, k)
                 )
+            elif argument.name == "weights":
+                gates = _gates(name) * n
+                weights = ((gates, k), (gates, n), (gates,), (gates,))
+                arguments["weights"] = [torch.randn(s).to(dtype) for s in weights]
+            elif argument.name == "lengths":
+                arguments["lengths"] = torch.randint(0, 4, (m,)) if r.random() < 0.5 else None
+            elif argument.name == "dropout_noise":
+                arguments["dropout_noise"] = None
+            elif argument.name == "mask" and name.startswith(_RECURRENT):
+                arguments["mask"] = [True] * (7 if "lstm" in name else 6)
             elif "Tensor" in kind:
                 t = torch.randn(shapes[argument.name]).to(dtype)
                 arguments[argument.name] = t > 0 if argument.name == "mask" else t
@@ -196,6 +213,7 @@ class Generator:
             "str": lambda: r.choice(_NAMES),
             "List[float]": lambda: [r.choice(_FLOATS) for _ in range(r.choice((0, 1, 2, 3, 9)))],
             "List[float": lambda: [r.choice(_FLOATS) for _ in range(r.choice((0, 1, 2, 3, 9)))],
+            "List[Tensor": lambda: [self._tensor(r) for _ in range(r.choice((0, 1, 3, 4, 4, 8)))],
             "List[bool": lambda: [r.random() < 0.5 for _ in range(r.choice((0, 3, 4, 5, 5, 5, 6)))],
         }
         if r.random() < 0.1:
@@ -221,6 +239,25 @@ class Generator:
             forms += [_empty_storage] if t.dtype in KERNEL_DTYPES else []
             return r.choice(forms)(t)
         return t
+
+
+_RECURRENT = ("rnn", "gru", "lstm")
+
+
+def _gates(name: str) -> int:
+    return {"rnn": 1, "gru": 3, "lstm": 4}[name.partition("_")[0]]
+
+
+def _recurrent_shapes(name: str, batch: int, hidden: int, inputs: int) -> dict[str, Any]:
+    """Three steps of one layer; or a cell's one."""
+    gates = _gates(name) * hidden
+    if "cell" in name:
+        shapes: dict[str, Any] = {"input": (batch, inputs)}
+        shapes |= dict.fromkeys(("hx", "cx"), (batch, hidden))
+        shapes |= {"w_ih": (gates, inputs), "w_hh": (gates, hidden)}
+        return shapes | dict.fromkeys(("b_ih", "b_hh"), (gates,))
+    shapes = {"input": (3, batch, inputs), "grad_output": (3, batch, hidden), "reserve": (0,)}
+    return shapes | dict.fromkeys(("hx", "cx", "grad_hy", "grad_cy"), (1, batch, hidden))
 
 
 def _sparse(t: Tensor) -> Tensor:
@@ -249,6 +286,8 @@ def _empty_storage(t: Tensor) -> Tensor:
 
 
 def _is_emptied(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_emptied, value))
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided

@@ -77,6 +77,15 @@ EXPECTED_MODULE_SAMPLES: Mapping[str, int] = {
     "LogSoftmax": 4,
     "Linear": 3,
 }
+# Per recurrent module: samples in either mode, error inputs.
+EXPECTED_RECURRENT_SAMPLES: Mapping[str, tuple[int, int]] = {
+    "RNN": (32, 14),
+    "GRU": (16, 14),
+    "LSTM": (32, 14),
+    "RNNCell": (3, 6),
+    "GRUCell": (2, 6),
+    "LSTMCell": (2, 4),
+}
 
 
 @functools.cache

@@ -1,5 +1,4 @@
 // linear with an activation: autograd, fake kernels, autocast and the ATen compositions.
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
@@ -22,21 +21,6 @@ OptionalTensor none_if_undefined(Tensor t) {
 
 Tensor with_residual(const Tensor& product, const Tensor& residual) {
   return residual.defined() ? at::add(product, residual) : product;
-}
-
-// What a node keeps of the weight. PyTorch's linear keeps weight.t(): a view, which a later
-// `weight.data = ...` does not reach, and whose version is the weight's.
-Tensor alias_of(const Tensor& weight) {
-  if (weight.is_inference() || at::isTensorSubclassLike(weight)) {
-    return weight;
-  }
-  c10::TensorImpl* impl = weight.unsafeGetTensorImpl();
-  Tensor alias(impl->shallow_copy_and_detach(impl->version_counter(),
-                                             /*allow_tensor_metadata_change=*/false));
-  if (weight.requires_grad()) {
-    torch::autograd::impl::set_gradient_edge(alias, torch::autograd::impl::gradient_edge(weight));
-  }
-  return alias;
 }
 
 struct LinearNode final : OperatorNode<LinearNode> {

@@ -1,0 +1,116 @@
+// One step of a layer: the sequence operators with a sequence of one step.
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include "ops/recurrent/recurrent.h"
+
+namespace fastact {
+namespace {
+
+// The weights of one layer; a bias that is missing beside the other one is 0.
+struct CellWeights {
+  std::vector<Tensor> all;
+  bool has_biases;
+
+  CellWeights(const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+              const OptionalTensor& b_hh)
+      : all{w_ih, w_hh}, has_biases(is_defined(b_ih) || is_defined(b_hh)) {
+    if (has_biases) {
+      all.push_back(is_defined(b_ih) ? *b_ih : at::zeros_like(*b_hh));
+      all.push_back(is_defined(b_hh) ? *b_hh : at::zeros_like(*b_ih));
+    }
+  }
+};
+
+// [B, H] as a sequence of one step, or as the states of one layer.
+Tensor as_one(const char* op, const char* name, const Tensor& t) {
+  check_defined(op, name, t);
+  TORCH_CHECK(t.dim() == 2, OperatorName(op), name, ": expected 2 dimensions, got ", t.dim());
+  return t.unsqueeze(0);
+}
+
+Tensor rnn_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
+                const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                c10::string_view nonlinearity) {
+  const CellWeights w(w_ih, w_hh, b_ih, b_hh);
+  return std::get<1>(rnn_op.call(as_one("rnn_cell", "input", input), as_one("rnn_cell", "hx", hx),
+                                 w.all, std::nullopt, std::nullopt, w.has_biases,
+                                 /*bidirectional=*/false, nonlinearity))
+      .squeeze(0);
+}
+
+Tensor gru_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
+                const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  const CellWeights w(w_ih, w_hh, b_ih, b_hh);
+  return std::get<1>(gru_op.call(as_one("gru_cell", "input", input), as_one("gru_cell", "hx", hx),
+                                 w.all, std::nullopt, std::nullopt, w.has_biases,
+                                 /*bidirectional=*/false))
+      .squeeze(0);
+}
+
+std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& hx, const Tensor& cx,
+                                     const Tensor& w_ih, const Tensor& w_hh,
+                                     const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  const CellWeights w(w_ih, w_hh, b_ih, b_hh);
+  const auto results =
+      lstm_op.call(as_one("lstm_cell", "input", input), as_one("lstm_cell", "hx", hx),
+                   as_one("lstm_cell", "cx", cx), w.all, std::nullopt, std::nullopt, w.has_biases,
+                   /*bidirectional=*/false);
+  return {std::get<1>(results).squeeze(0), std::get<2>(results).squeeze(0)};
+}
+
+// Under autocast as PyTorch's cells. On the CPU it casts their products alone: a state keeps its
+// dtype, but for a plain cell's.
+template <c10::DeviceType device>
+struct CellAutocast {
+  static at::ScalarType lower() {
+    return at::autocast::get_lower_precision_fp_from_device_type(device);
+  }
+  static at::ScalarType state_dtype(const Tensor& input) {
+    return device == c10::kCPU && input.defined() && input.scalar_type() != lower() ? at::kFloat
+                                                                                    : lower();
+  }
+  template <auto kCell, class... A>
+  static auto run(at::ScalarType dtype, A... a) {
+    const c10::impl::ExcludeDispatchKeyGuard guard(
+        at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    return kCell(at::autocast::cached_cast(dtype, a, device)...);
+  }
+
+  static Tensor rnn(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
+                    const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                    c10::string_view nonlinearity) {
+    const auto cell = [&](auto... a) { return rnn_cell(a..., nonlinearity); };
+    const c10::impl::ExcludeDispatchKeyGuard guard(
+        at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    const auto cast = [](const auto& t) { return at::autocast::cached_cast(lower(), t, device); };
+    return cell(cast(input), cast(hx), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh));
+  }
+  static Tensor gru(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
+                    const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+    return run<&gru_cell>(state_dtype(input), input, hx, w_ih, w_hh, b_ih, b_hh);
+  }
+  static std::tuple<Tensor, Tensor> lstm(const Tensor& input, const Tensor& hx, const Tensor& cx,
+                                         const Tensor& w_ih, const Tensor& w_hh,
+                                         const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+    return run<&lstm_cell>(state_dtype(input), input, hx, cx, w_ih, w_hh, b_ih, b_hh);
+  }
+
+  static void implement(torch::Library& m) {
+    m.impl("rnn_cell", TORCH_FN(rnn));
+    m.impl("gru_cell", TORCH_FN(gru));
+    m.impl("lstm_cell", TORCH_FN(lstm));
+  }
+};
+
+TORCH_LIBRARY_IMPL(fastact, CompositeImplicitAutograd, m) {
+  m.impl("rnn_cell", TORCH_FN(rnn_cell));
+  m.impl("gru_cell", TORCH_FN(gru_cell));
+  m.impl("lstm_cell", TORCH_FN(lstm_cell));
+}
+TORCH_LIBRARY_IMPL(fastact, AutocastCPU, m) { CellAutocast<c10::kCPU>::implement(m); }
+TORCH_LIBRARY_IMPL(fastact, AutocastCUDA, m) { CellAutocast<c10::kCUDA>::implement(m); }
+
+}  // namespace
+}  // namespace fastact
