@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/kernels/kernel_table.h"
+#include "cpu/kernels/recurrent_table.h"
 
 namespace fastact {
 
@@ -15,6 +16,7 @@ struct Kernels {
   ElementwiseKernels elementwise[kNumDtypes];
   SoftmaxKernels softmax[kNumDtypes];
   GemmKernels gemm[kNumDtypes];
+  RecurrentKernels recurrent[2];  // of float and double: other types are widened before
 };
 
 // The widest set that the processor has, or the one that FASTACT_ISA names.

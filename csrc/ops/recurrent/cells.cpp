@@ -23,28 +23,56 @@ struct CellWeights {
   }
 };
 
-// [B, H] as a sequence of one step, or as the states of one layer.
-Tensor as_one(const char* op, const char* name, const Tensor& t) {
-  check_defined(op, name, t);
-  TORCH_CHECK(t.dim() == 2, OperatorName(op), name, ": expected 2 dimensions, got ", t.dim());
-  return t.unsqueeze(0);
+// Raises unless all fit, naming the cell, and the argument as its schema does.
+void check_cell(const OperatorName& op, int64_t gates, const Tensor& input, const Tensor& hx,
+                const Tensor* cx, const Tensor& w_ih, const Tensor& w_hh,
+                const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  const auto check_matrix = [&](const char* name, const Tensor& t) {
+    check_defined(op, name, t);
+    TORCH_CHECK(has_sizes(t), op, name, ": expected a strided tensor, got ", t.layout());
+    TORCH_CHECK(t.dim() == 2, op, name, ": expected 2 dimensions, got ", t.dim());
+    check_like(op, name, t, "input", input);
+  };
+  const auto check_bias = [&](const char* name, const OptionalTensor& t) {
+    if (is_defined(t)) {
+      check_like(op, name, *t, "input", input);
+      check_sizes(op, name, *t, "w_ih's rows", {w_ih.sym_size(0)});
+    }
+  };
+  check_matrix("input", input);
+  check_matrix("w_ih", w_ih);
+  check_matrix("w_hh", w_hh);
+  check_matrix("hx", hx);
+  const c10::SymInt hidden = hx.sym_size(1);
+  check_sizes(op, "w_ih", w_ih, "hx's and input's last dimensions",
+              {hidden * gates, input.sym_size(1)});
+  check_sizes(op, "w_hh", w_hh, "hx's last dimension", {hidden * gates, hidden});
+  check_sizes(op, "hx", hx, "the batch", {input.sym_size(0), hidden});
+  if (cx) {
+    check_matrix("cx", *cx);
+    check_sizes(op, "cx", *cx, "hx", hx.sym_sizes());
+  }
+  check_bias("b_ih", b_ih);
+  check_bias("b_hh", b_hh);
 }
 
 Tensor rnn_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                 const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                 c10::string_view nonlinearity) {
+  check_cell("rnn_cell", 1, input, hx, nullptr, w_ih, w_hh, b_ih, b_hh);
   const CellWeights w(w_ih, w_hh, b_ih, b_hh);
-  return std::get<1>(rnn_op.call(as_one("rnn_cell", "input", input), as_one("rnn_cell", "hx", hx),
-                                 w.all, std::nullopt, std::nullopt, w.has_biases,
+  return std::get<1>(rnn_op.call(input.unsqueeze(0), hx.unsqueeze(0), w.all, std::nullopt,
+                                 std::nullopt, w.has_biases,
                                  /*bidirectional=*/false, nonlinearity))
       .squeeze(0);
 }
 
 Tensor gru_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                 const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  check_cell("gru_cell", 3, input, hx, nullptr, w_ih, w_hh, b_ih, b_hh);
   const CellWeights w(w_ih, w_hh, b_ih, b_hh);
-  return std::get<1>(gru_op.call(as_one("gru_cell", "input", input), as_one("gru_cell", "hx", hx),
-                                 w.all, std::nullopt, std::nullopt, w.has_biases,
+  return std::get<1>(gru_op.call(input.unsqueeze(0), hx.unsqueeze(0), w.all, std::nullopt,
+                                 std::nullopt, w.has_biases,
                                  /*bidirectional=*/false))
       .squeeze(0);
 }
@@ -52,11 +80,11 @@ Tensor gru_cell(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const
 std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& hx, const Tensor& cx,
                                      const Tensor& w_ih, const Tensor& w_hh,
                                      const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  check_cell("lstm_cell", 4, input, hx, &cx, w_ih, w_hh, b_ih, b_hh);
   const CellWeights w(w_ih, w_hh, b_ih, b_hh);
-  const auto results =
-      lstm_op.call(as_one("lstm_cell", "input", input), as_one("lstm_cell", "hx", hx),
-                   as_one("lstm_cell", "cx", cx), w.all, std::nullopt, std::nullopt, w.has_biases,
-                   /*bidirectional=*/false);
+  const auto results = lstm_op.call(input.unsqueeze(0), hx.unsqueeze(0), cx.unsqueeze(0), w.all,
+                                    std::nullopt, std::nullopt, w.has_biases,
+                                    /*bidirectional=*/false);
   return {std::get<1>(results).squeeze(0), std::get<2>(results).squeeze(0)};
 }
 
