@@ -290,8 +290,11 @@ struct BackwardDirection {
   void input_gradient() const {
     const int64_t shared = p.cell == kGruCell ? 2 * p.hidden : gate_columns;
     const auto add = [&](const char* a, int64_t k, int64_t row_of_w, bool accumulate) {
+      const AddResidual before{p.dtype, dx};
       GemmEpilogue epilogue;
-      epilogue.residual = accumulate ? dx : nullptr;
+      if (accumulate) {
+        epilogue.stages.add(before);
+      }
       const char* b = static_cast<const char*>(w.w_ih) + row_of_w * inputs * size;
       gemm({p.dtype,
             p.all_rows(),

@@ -12,8 +12,7 @@ namespace fastact {
 
 inline int64_t element_size(Dtype dtype) { return dtype == kFloat64 ? 8 : 4; }
 
-// ---- the reserve
-// ---------------------------------------------------------------------------------
+// ---- the reserve --------------------------------------------------------------------------------
 
 // Where its parts begin, in elements; each has a row for every row of the sequences, but the output
 // of a layer, whose rows hold all directions.
@@ -41,8 +40,7 @@ class ReserveLayout {
   int64_t columns_;
 };
 
-// ---- the order of steps
-// --------------------------------------------------------------------------
+// ---- the order of steps -------------------------------------------------------------------------
 
 // The steps of one direction. A row of step t has a step t + 1 if it is among rows(t + 1), and a
 // step t - 1 if t > 0: what comes before it in this direction is one of the two.
@@ -84,8 +82,7 @@ struct StepOrder {
   }
 };
 
-// ---- threads
-// -------------------------------------------------------------------------------------
+// ---- threads ------------------------------------------------------------------------------------
 
 // The rows and the units of a step that a member of a team computes. Where rows are shared out,
 // members need not wait for each other.
@@ -113,8 +110,7 @@ struct StepPlan {
   }
 };
 
-// ---- products
-// ------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 // Rows of a tile: its 24 KiB and what meets it stay in the L1 and L2.
 constexpr int64_t kStepTileRows = 96;

@@ -15,8 +15,7 @@ OptionalTensor none_if_undefined(Tensor t) {
   return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
 }
 
-// ---- what tells the three operators apart
-// --------------------------------------------------------
+// ---- what tells the three operators apart -------------------------------------------------------
 
 struct Rnn {
   static constexpr const auto& op = rnn_op;
@@ -81,8 +80,7 @@ struct Lstm {
   }
 };
 
-// ---- autograd
-// ------------------------------------------------------------------------------------
+// ---- autograd -----------------------------------------------------------------------------------
 
 template <class F>
 struct RecurrentNode final : OperatorNode<RecurrentNode<F>> {
@@ -283,8 +281,7 @@ struct Training<F, Results(A...)> {
   }
 };
 
-// ---- backward
-// ------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
 
 // Gradients as an operator returns them: an empty tensor where none was asked for.
 Tensor or_empty(const Tensor& gradient, const Tensor& input) {
@@ -425,8 +422,7 @@ struct LstmBackward {
   }
 };
 
-// ---- autocast
-// ------------------------------------------------------------------------------------
+// ---- autocast -----------------------------------------------------------------------------------
 
 // As PyTorch's layers: in the device's lower precision, but GRU on the CPU, whose input decides.
 template <class F, c10::DeviceType device, class Schema>

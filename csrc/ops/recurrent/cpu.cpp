@@ -29,11 +29,12 @@ RecurrentCell cell_of(RecurrentMode mode) {
 }
 
 bool covered(const RecurrentCall& call) {
-  return enabled() && is_kernel_dtype(call.input.scalar_type());
+  return fastact::covered(call.input, call.hx, call.cx) &&
+         std::all_of(call.weights.begin(), call.weights.end(),
+                     [&](const Tensor& weight) { return fastact::covered(call.input, weight); });
 }
 
-// ---- numbers of 16 bits, which are computed in 32
-// ------------------------------------------------
+// ---- numbers of 16 bits, which are computed in 32 -----------------------------------------------
 
 at::ScalarType compute_dtype(const RecurrentCall& call) { return reserve_dtype(call); }
 
@@ -63,8 +64,7 @@ Tensor narrowed(const RecurrentCall& call, Tensor t) {
   return result;
 }
 
-// ---- sequences of several lengths
-// ----------------------------------------------------------------
+// ---- sequences of several lengths ---------------------------------------------------------------
 
 // The batch in the order of its lengths, and what of it runs at each step.
 struct Lengths {
@@ -178,8 +178,7 @@ struct Lengths {
   }
 };
 
-// ---- a call as the engine's problem
-// --------------------------------------------------------------
+// ---- a call as the engine's problem -------------------------------------------------------------
 
 struct Operands {
   RecurrentSizes sizes;

@@ -12,8 +12,7 @@
 
 namespace fastact {
 
-// ---- operators
-// -----------------------------------------------------------------------------------
+// ---- operators ----------------------------------------------------------------------------------
 
 // By the names of the schemas in schemas.cpp. hx (and hy) [layers * directions, B, H], or P in
 // place of H where an LSTM projects; cx [layers * directions, B, H]; weights as torch.nn's modules
@@ -74,8 +73,7 @@ inline constinit Operator<RnnBackwardSchema> rnn_backward_op{"rnn_backward"};
 inline constinit Operator<GruBackwardSchema> gru_backward_op{"gru_backward"};
 inline constinit Operator<LstmBackwardSchema> lstm_backward_op{"lstm_backward"};
 
-// ---- one call of any of them
-// ---------------------------------------------------------------------
+// ---- one call of any of them --------------------------------------------------------------------
 
 // What one step of a layer computes. The gates lie in PyTorch's order: r z n, and i f g o.
 enum class RecurrentMode { kTanh, kRelu, kGru, kLstm };
@@ -151,8 +149,7 @@ struct DirectionWeights {
 DirectionWeights weights_of(const RecurrentCall& call, const RecurrentSizes& sizes, int64_t layer,
                             int64_t direction);
 
-// ---- compositions
-// --------------------------------------------------------------------------------
+// ---- compositions -------------------------------------------------------------------------------
 
 // Of ATen operators, step by step, so that every order and direction of differentiation, every
 // device and every functional transform follows. (at::lstm goes to oneDNN, which has no second
@@ -162,8 +159,7 @@ RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
                                               const RecurrentOutputGradients& grads,
                                               const RecurrentMask& mask);
 
-// ---- CPU kernels
-// ---------------------------------------------------------------------------------
+// ---- CPU kernels --------------------------------------------------------------------------------
 
 // The elements of the reserve, of the compute type, or 0 where the CPU kernels do not run: then
 // backward forms everything again.
