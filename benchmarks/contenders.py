@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .operations import OPERATIONS, Problem, module_problem, problem
+from .recurrent import FORMS
 from .suites import Case
 
 
@@ -181,7 +182,7 @@ CONTENDERS = {
             "fastact_converted",
             setup_fastact,
             build_converted,
-            operations=("linear", "network_nested", "network_residual"),
+            operations=("linear", "network_nested", "network_residual", *FORMS),
             forms=("module",),
             ours=True,
         ),

@@ -77,6 +77,7 @@ class Limits:
         work = operation.training if train else 1
         flops = operation.flops(case)
         kind = "read" if flops else "copy"
+        moved += operation.reread(case) * DTYPES[case.dtype].itemsize
         by_bytes = work * moved / self.bytes_per_second(kind, operand_bytes(case)), kind
         return max(
             by_bytes,

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import recurrent
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED = 20261122
 SCALE = 0.125  # of attention scores, for heads of 64
@@ -198,6 +200,8 @@ class Operation:
     flops: Callable[..., int] = lambda case: 0
     # Elements of the largest input: its size decides the cache level.
     operand: Callable[..., int] = lambda case: math.prod(case.shape)
+    # Elements that inference must read more than once.
+    reread: Callable[..., int] = lambda case: 0
 
 
 ACTIVATION = Operation(
@@ -220,6 +224,15 @@ NETWORK = replace(
     module=NestedNetwork,
     flops=lambda case: 4 * math.prod(case.shape),
 )
+RECURRENT = Operation(
+    tensors=recurrent.tensors,
+    text=recurrent.text,
+    module=recurrent.Recurrent,
+    training=3,
+    flops=recurrent.flops,
+    operand=recurrent.operand,
+    reread=recurrent.reread,
+)
 OPERATIONS = {
     "activation": ACTIVATION,
     "softmax": ACTIVATION,  # with shapes and a dim that matter
@@ -228,6 +241,7 @@ OPERATIONS = {
     "linear": LINEAR,
     "network_nested": NETWORK,
     "network_residual": replace(NETWORK, module=ResidualNetwork),
+    **dict.fromkeys(recurrent.FORMS, RECURRENT),
 }
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 from . import registry
+from .recurrent import GATES
 from .registry import Activation
 
 
@@ -19,7 +20,7 @@ class Case:
     label: str
     operation: str  # a row of operations.OPERATIONS
     activation: Activation
-    shape: tuple[int, ...]  # of the input; (M, K, N) for linear
+    shape: tuple[int, ...]  # of the input; (M, K, N) for linear; (T, B, I, H, layers) for rnn
     dtype: str
     form: str = "functional"  # or "module"
     quick: bool = False
@@ -153,6 +154,27 @@ def masked_grid(operation, quick_shapes=()):
     )
 
 
+def recurrent_grids():
+    """Steps, batch, inputs, hidden units, layers."""
+    for mode in GATES:
+        for label, suffix, shapes, quick_shapes in (
+            ("tiny", "", ((5, 3, 10, 20, 2),), ((5, 3, 10, 20, 2),)),
+            ("B = 1", "", ((64, 1, 256, 256, 1),), ((64, 1, 256, 256, 1),)),
+            ("B >= 16", "", ((64, 16, 256, 256, 2), (128, 32, 512, 512, 1)), ()),
+            ("bidirectional", "_bidirectional", ((32, 64, 128, 128, 2),), ()),
+            ("ragged", "_ragged", ((64, 16, 256, 256, 1), (64, 64, 128, 128, 2)), ()),
+        ):
+            yield Grid(
+                f"{mode} {{dtype}}: {label}",
+                mode + suffix,
+                shapes,
+                ("tanh",),
+                forms=("module",),
+                quick_shapes=quick_shapes,
+                quick_activations=("tanh",),
+            )
+
+
 SUITES = {
     "overhead": (
         Grid(
@@ -223,6 +245,7 @@ SUITES = {
         masked_grid("masked_softmax"),
         masked_grid("causal_softmax", quick_shapes=((4, 8, 256, 256),)),
     ),
+    "rnn": tuple(recurrent_grids()),
 }
 # The machine's own limits are not a grid of cases: limits.py measures them.
 SUITE_NAMES = ("limits", *SUITES)

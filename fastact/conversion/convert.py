@@ -200,14 +200,16 @@ def convert(
     dry_run: bool = False,
     use_fallback: bool = True,
 ) -> Module:
-    """The model, with each Linear and what follows it computed by one operator.
+    """The model, with each Linear and what follows it computed by one operator, and each recurrent
+    layer and cell.
 
     In the source of the model's classes, every call of a layer becomes the call of a site, together
     with the BatchNorm, the sum and the activation around it: ``F.relu(self.fc(x))``, ``x +
     self.fc(y)``, statements on one value, the children of a torch.nn.Sequential. Every other line
     stays as it is. At each call a site fuses what it knows, as it is at that moment, and else makes
     the calls that were written. So hooks, replaced layers, weights and forwards, branches, side
-    effects and exceptions are the original's. See docs/conversion.md.
+    effects and exceptions are the original's. torch.nn's RNN, GRU, LSTM and their cells stay where
+    they are, with fastact's forward. See docs/conversion.md.
 
     "inference" returns a model in evaluation mode whose parameters do not require gradients; sites
     keep packed weights, with BatchNorm folded in, beside the modules, and make them anew where a
