@@ -11,11 +11,11 @@
 namespace fastact {
 namespace {
 
-// How long the first member waits for the others. OpenMP's threads come within 2 us while they
-// spin and 50 after they went to sleep; one whose core is taken is done without.
+// How long the first member waits for the others: long enough for a thread that sleeps to wake up.
+// One whose core is taken is done without. Not tuned by a measurement.
 constexpr std::chrono::microseconds kPatience{100};
 
-// A member that waits longer than 50 us gives its core away: the one it waits for may need it.
+// A member that waits for longer gives its core away: the one it waits for may need it.
 constexpr int kSpins = 1000;
 
 constexpr int64_t kClosed = std::numeric_limits<int64_t>::max() / 2;
