@@ -24,7 +24,8 @@ from torch.testing._internal.common_modules import ModuleErrorEnum
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastact import nn
-from fastact.testing.cases import EXPECTED_RECURRENT_SAMPLES, module_info, pairs
+from fastact.testing.cases import pairs
+from fastact.testing.samples import EXPECTED_RECURRENT_SAMPLES, module_info
 
 LAYERS = ("RNN", "GRU", "LSTM")
 CELLS = ("RNNCell", "GRUCell", "LSTMCell")

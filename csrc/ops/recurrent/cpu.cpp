@@ -30,11 +30,12 @@ RecurrentCell cell_of(RecurrentMode mode) {
   TORCH_INTERNAL_ASSERT(false);
 }
 
-bool covered(const RecurrentCall& call) {
-  return fastact::covered(call.input, call.hx, call.cx) &&
-         std::all_of(call.weights.begin(), call.weights.end(),
-                     [&](const Tensor& weight) { return fastact::covered(call.input, weight); });
+// Whether the engine computes such numbers; fake tensors ask, too.
+bool has_engine(const RecurrentCall& call) {
+  return enabled() && is_kernel_dtype(call.input.scalar_type());
 }
+
+bool covered(const RecurrentCall& call) { return has_engine(call) || none_covered({&call.input}); }
 
 // ---- numbers of 16 bits, which are computed in 32 -----------------------------------------------
 
@@ -244,7 +245,7 @@ at::ScalarType reserve_dtype(const RecurrentCall& call) {
 }
 
 c10::SymInt reserve_elements(const RecurrentCall& call, const RecurrentSizes& s) {
-  if (!covered(call)) {
+  if (!has_engine(call)) {
     return 0;
   }
   return s.steps * s.batch * (s.layers * s.directions) *
