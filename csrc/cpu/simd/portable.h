@@ -249,14 +249,16 @@ FASTACT_FN bool any_greater(Vec<int32_t> a, int32_t limit) {
   return any(LaneMask<float>{a.v > limit});
 }
 
-// Adding and subtracting 1.5 * 2^23 (2^52) leaves an integer; larger values are integers.
+// Added to 2^23 (2^52) and subtracted again, a magnitude becomes an integer; from there on all are.
 FASTACT_FN Vec<float> round(Vec<float> a) {
-  const Vec<float> shift(0x1.8p23f);
-  return select(abs(a) < Vec<float>(0x1p22f), copysign((a + shift) - shift, a), a);
+  const Vec<float> shift(0x1p23f);
+  const Vec<float> magnitude = abs(a);
+  return select(magnitude < shift, copysign((magnitude + shift) - shift, a), a);
 }
 FASTACT_FN Vec<double> round(Vec<double> a) {
-  const Vec<double> shift(0x1.8p52);
-  return select(abs(a) < Vec<double>(0x1p51), copysign((a + shift) - shift, a), a);
+  const Vec<double> shift(0x1p52);
+  const Vec<double> magnitude = abs(a);
+  return select(magnitude < shift, copysign((magnitude + shift) - shift, a), a);
 }
 
 // Two factors, since one exponent field reaches neither the smallest subnormal number nor infinity;
