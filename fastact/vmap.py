@@ -141,7 +141,8 @@ def _prelu_backward(info: Any, in_dims: Any, grad: Tensor, self: Tensor, weight:
 def _geometry(named: Mapping[str, Any]) -> list[Any]:
     """The arguments that say what a layer computes with its weight and bias: those after them."""
     names = list(named)
-    return [named[name] for name in names[names.index("bias") + 1 : names.index("activation")]]
+    between = names[names.index("bias") + 1 : names.index("activation")]
+    return [named[name] for name in between if name != "slope"]
 
 
 def _product(row: Layer, info: Any, named: dict[str, Any], dims: dict[str, Any]) -> Tensor:

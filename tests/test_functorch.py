@@ -22,6 +22,9 @@ from torch.func import (
 from fastact import functional, nn
 from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES, UNARY_CASES, VARIED_FUSED_CASES
 
+# PyTorch has no rules for the derivatives of its glu.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the batching rule for aten..glu_")
+
 # PyTorch's celu differentiates with 1 / alpha in single precision.
 close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-7)
 
@@ -87,8 +90,6 @@ def test_vmap_of_vmap(case):
     close(vmap(mine, chunk_size=2)(x), vmap(twin)(x))
 
 
-# PyTorch has no rules for the derivatives of its glu.
-@pytest.mark.filterwarnings("ignore:.*the batching rule for aten..glu_")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_vmap_and_gradients(case):
     x = case.smooth(4, 2)
