@@ -27,7 +27,10 @@ def allow(*kinds: type) -> None:
 
 
 def _teach(builder: ModuleType, kinds: tuple[type, ...]) -> None:
-    wrap = builder.VariableBuilder.wrap_module
+    """PyTorch 2.13 and 2.14 have both names; one that has not refuses ours as it does its own."""
+    wrap = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
+    if wrap is None or not hasattr(getattr(builder, "config", None), "allow_rnn"):
+        return
 
     @functools.wraps(wrap)
     def wrap_module(self: Any, value: Any) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from fastact.layers import RECURRENT_LAYERS
+
 ops = torch.ops.fastact
 # The counter hands shapes in the place of tensors.
 _Shape = Sequence[int]
@@ -94,10 +96,9 @@ _FORMULAS = {
     ops.linear_packed: _linear_packed,
     ops.linear_backward: _linear_backward,
 }
-for _name, _states in (("rnn", 1), ("gru", 1), ("lstm", 2)):
-    _FORMULAS[getattr(ops, _name)] = _recurrent
-    _FORMULAS[getattr(ops, f"{_name}_training")] = _recurrent
-    _FORMULAS[getattr(ops, f"{_name}_backward")] = _recurrent_backward(_states)
+for _layer in RECURRENT_LAYERS:
+    _FORMULAS[_layer.operator()] = _FORMULAS[_layer.operator("_training")] = _recurrent
+    _FORMULAS[_layer.operator("_backward")] = _recurrent_backward(_layer.states)
 for _operator, _formula in _FORMULAS.items():
     if _operator not in flop_registry:  # it is where the module is imported anew
         register_flop_formula(_operator)(_formula)

@@ -1,4 +1,5 @@
-"""The fused layers: a row each. Conversion, explanation and tests loop over the rows."""
+"""The fused layers, and the recurrent ones: a row each. Conversion, explanation, vmap, counts of
+operations and tests loop over the rows."""
 
 from __future__ import annotations
 
@@ -88,3 +89,35 @@ _ROWS = [
 ]
 
 LAYERS = {row.name: row for row in _ROWS}
+
+
+@dataclass(frozen=True)
+class RecurrentLayer:
+    """A layer whose whole sequence is one operator.
+
+    Attributes:
+        name: of the operator, ``torch.ops.fastact.<name>``; its step is ``<name>_cell``.
+        module: the name of its class in torch.nn and in fastact.nn; its step is ``<module>Cell``.
+        formula: of one step, without what is added to each product.
+        gates: rows of the weights for each hidden unit.
+        states: h, or h and c.
+    """
+
+    name: str
+    module: str
+    formula: str
+    gates: int
+    states: int
+
+    def operator(self, kind: str = "") -> torch._ops.OpOverloadPacket:
+        """``torch.ops.fastact.<name><kind>``, kind "", "_training", "_backward" or "_cell"."""
+        return getattr(torch.ops.fastact, self.name + kind)
+
+
+RECURRENT_LAYERS = (
+    RecurrentLayer("rnn", "RNN", "tanh(W_ih x + W_hh h), or relu of it", gates=1, states=1),
+    RecurrentLayer(
+        "gru", "GRU", "n + z * (h - n), n = tanh(W_in x + r * W_hn h)", gates=3, states=1
+    ),
+    RecurrentLayer("lstm", "LSTM", "o * tanh(c), c = f * c + i * g", gates=4, states=2),
+)

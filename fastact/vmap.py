@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastact.activations import REGISTRY
-from fastact.layers import LAYERS, Layer
+from fastact.layers import LAYERS, RECURRENT_LAYERS, Layer
 from fastact.overrides import TWINS
 
 ops = torch.ops.fastact
@@ -299,12 +299,12 @@ def _rules() -> dict[str, _Rule]:
         for kind in ("", "_training", "_packed"):
             found[row.name + kind] = _forward(row, getattr(ops, row.name + kind))
         found[row.name + "_backward"] = _backward(row, getattr(ops, row.name + "_backward"))
-    for name in ("rnn", "gru", "lstm"):
-        found[name] = _recurrent(getattr(ops, name))
+    for layer in RECURRENT_LAYERS:
+        found[layer.name] = _recurrent(layer.operator())
         # In training the reserve, which only the kernel can read, must be one for each element:
         # their gradients of the weights are.
         for kind in ("_training", "_backward"):
-            found[name + kind] = functools.partial(_in_turn, getattr(ops, name + kind))
+            found[layer.name + kind] = functools.partial(_in_turn, layer.operator(kind))
     for name in TWINS:
         found.setdefault(name, functools.partial(_in_turn, getattr(ops, name)))
     return found

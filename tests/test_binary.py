@@ -138,12 +138,17 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "omp" in line.sp
 # ---- without Python, without AVX ---------------------------------------------------------------
 
 
+def linked_with_torch():
+    paths = cpp_extension.library_paths()
+    where = [flag for path in paths for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    return [*where, "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
 @needs_build
 def test_cpp_program(tmp_path):
     [standard] = [
         word for word in command_for("csrc/bindings/module.cpp.o") if word.startswith("-std=")
     ]
-    libraries = cpp_extension.library_paths()
     program = tmp_path / "load_ops"
     output_of(
         *shlex.split(cpp_extension.get_cxx_compiler()),
@@ -151,12 +156,31 @@ def test_cpp_program(tmp_path):
         "-O1",
         *(word for path in cpp_extension.include_paths() for word in ("-isystem", path)),
         CPP / "load_ops.cpp",
-        *(flag for path in libraries for flag in (f"-L{path}", f"-Wl,-rpath,{path}")),
-        *("-ltorch", "-ltorch_cpu", "-lc10", "-ldl", "-o", program),
+        *linked_with_torch(),
+        *("-ldl", "-o", program),
     )
     output = output_of(program, LIBRARY)
     assert fastact.info()["instruction_set"] in output
     assert output.count("right") == 4, output
+
+
+@needs_build
+def test_the_matrix_product_as_a_library(tmp_path):
+    """What no operator asks of it yet: channels along the rows of the result."""
+    compile_ = command_for("csrc/cpu/gemm/gemm.cpp.o")
+    parts = "isa/.*|gemm/gemm|stages|dispatch|memory|parallel|softmax_rows"
+    linked = [
+        word for word in command_for("_ops.so") if re.search(rf"/csrc/cpu/({parts})\.cpp\.o$", word)
+    ]
+    program = tmp_path / "gemm_library"
+    output_of(
+        *compile_[: compile_.index("-MMD")],
+        CPP / "gemm_library.cpp",
+        *linked,
+        *linked_with_torch(),
+        *("-o", program),
+    )
+    assert output_of(program) == "840 products right, by 4 algorithms\n"
 
 
 AVX512 = "avx2 fma f16c avx512f avx512bw avx512vl avx512dq"

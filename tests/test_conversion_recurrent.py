@@ -165,6 +165,16 @@ def test_errors_are_the_originals():
         converted(torch.randn(3, 2, 4), lengths=torch.tensor([3, 2]))
 
 
+def test_an_error_draws_no_numbers():
+    layer = torch.nn.LSTM(4, 5, num_layers=2, dropout=0.5)
+    x, states = torch.randn(3, 2, 4), (torch.randn(2, 3, 5), torch.randn(2, 2, 5))
+    for model in (layer, fastact.convert(layer, mode="training")):
+        before = torch.get_rng_state()
+        with pytest.raises(RuntimeError):
+            model(x, states)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_who_watches_sees_the_original():
     layer, x = torch.nn.GRU(4, 5), torch.randn(3, 2, 4)
     converted = fastact.convert(layer, mode="training")

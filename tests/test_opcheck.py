@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from fastact.layers import RECURRENT_LAYERS
 from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES, FUSED_OF_EACH_KIND, UNARY_CASES
 
 ops = torch.ops.fastact
@@ -156,8 +157,8 @@ def test_every_operator_is_checked():
     texts = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     names |= {"masked_softmax"}  # in test_masked_softmax
     names |= set(re.findall(r"opcheck\(\s*(?:torch\.)?ops\.(?:fastact\.)?(\w+)", texts))
-    for layer in ("rnn", "gru", "lstm"):  # in test_recurrent_operators
-        names |= {layer, f"{layer}_training", f"{layer}_backward", f"{layer}_cell"}
+    for layer in RECURRENT_LAYERS:  # in test_recurrent_operators
+        names |= {layer.name + kind for kind in ("", "_training", "_backward", "_cell")}
     defined = {
         schema.name.removeprefix("fastact::")
         for schema in torch._C._jit_get_all_schemas()

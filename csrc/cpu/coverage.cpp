@@ -48,8 +48,10 @@ std::string obstacle_of(const Tensor& t) {
 
 }  // namespace
 
+void note_obstacle(std::string words) { obstacle() = std::move(words); }
+
 bool not_covered(std::string what) {
-  obstacle() = "no kernel for " + std::move(what);
+  note_obstacle("no kernel for " + std::move(what));
   return false;
 }
 

@@ -31,8 +31,9 @@ inline bool has_kernels(const Tensor& t) {
   return true;
 }
 
-// Leaves word for explain why the operator that runs on this thread calls its composition: "no
-// kernel for" this. Returns false.
+// Leaves word for explain why PyTorch computes the operator that runs on this thread.
+void note_obstacle(std::string words);
+// Notes "no kernel for" this. Returns false.
 bool not_covered(std::string what);
 // The same where kernels do not take one of these operands, or not all of them together.
 bool none_covered(at::ArrayRef<const Tensor*> operands);
@@ -43,7 +44,7 @@ inline const Tensor* operand(const OptionalTensor& t) { return t ? &*t : nullptr
 // Whether kernels take operands of one dtype, those that are there.
 template <class... T>
 bool covered(const Tensor& first, const T&... others) {
-  const auto fits = [&](const Tensor* t) {
+  [[maybe_unused]] const auto fits = [&](const Tensor* t) {  // of one operand there are no others
     return !t || !t->defined() || (has_kernels(*t) && t->scalar_type() == first.scalar_type());
   };
   return (has_kernels(first) && (fits(operand(others)) && ...)) ||

@@ -40,13 +40,6 @@ void BoundEpilogue::add_softmax(const Epilogue::Softmax& softmax, int64_t length
 
 namespace {
 
-// The first n sums in a dtype.
-Tensor narrowed(const char* sums, int64_t n, at::IntArrayRef sizes, at::ScalarType dtype) {
-  Tensor result = empty(sizes, dtype);
-  kernels().gemm[table_dtype(dtype)].store_rows(sums, n, 1, n, result.mutable_data_ptr(), n);
-  return result;
-}
-
 bool has_kernel(const Epilogue& epilogue, const Tensor& grad, bool slope_per_channel) {
   const Tensor& slope = epilogue.slope();
   return epilogue.activation() ||
@@ -104,10 +97,9 @@ EpilogueGradients gradients_along_rows(const Epilogue& epilogue, const Tensor& g
   }
   char* first = static_cast<char*>(sums.mutable_data_ptr());
   gemm_column_sums(dtype, result.z.const_data_ptr(), m, n, first, form, slopes);
-  result.bias = narrowed(first, n, {n}, grad.scalar_type());
+  result.bias = narrowed(first, {n}, grad.scalar_type());
   if (slopes) {
-    result.slope =
-        narrowed(first + n * sums.element_size(), slopes, slope.sizes(), grad.scalar_type());
+    result.slope = narrowed(first + n * sums.element_size(), slope.sizes(), grad.scalar_type());
   }
   return result;
 }

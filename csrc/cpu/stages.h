@@ -39,6 +39,7 @@ class Stages {
   // out as c, along rows of c.
   template <class S>
   void add(const S& stage) {
+    TORCH_INTERNAL_ASSERT(count_ < kMost);
     stages_[count_++] = {[](const FinishedTile& tile, const void* arguments) {
                            static_cast<const S*>(arguments)->run(tile);
                          },

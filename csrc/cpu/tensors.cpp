@@ -73,4 +73,11 @@ BorrowedTensor widened(const Tensor& t) {
   return BorrowedTensor::owned(std::move(result));
 }
 
+Tensor narrowed(const void* numbers, at::IntArrayRef sizes, at::ScalarType dtype) {
+  Tensor result = empty(sizes, dtype);
+  const int64_t n = result.numel();
+  kernels().gemm[table_dtype(dtype)].store_rows(numbers, n, 1, n, result.mutable_data_ptr(), n);
+  return result;
+}
+
 }  // namespace fastact

@@ -34,6 +34,9 @@ inline BorrowedTensor borrow_contiguous(const Tensor& t) {
 // The same in the compute type.
 BorrowedTensor widened(const Tensor& t);
 
+// numbers of the compute type as a tensor of `dtype`.
+Tensor narrowed(const void* numbers, at::IntArrayRef sizes, at::ScalarType dtype);
+
 // The rows of a tensor of any rank, which outlives this, as a matrix that gemm() reads as it lies,
 // else as a copy.
 struct MatrixView {

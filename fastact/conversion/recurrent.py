@@ -51,9 +51,13 @@ def recurrent_forward(owner: type[Any]) -> Callable[..., Any]:
         written = functools.partial(own, self)
         if torch.compiler.is_dynamo_compiling():
             return compute(self, written, input, hx)
+        draws = self.training and getattr(self, "dropout", 0)
+        state = torch.get_rng_state() if draws else None
         try:
             return compute(self, written, input, hx)
         except Exception:  # whatever it is, the original says it in its own words
+            if state is not None:  # which has drawn nothing yet
+                torch.set_rng_state(state)
             return own(self, input, hx)
 
     return forward

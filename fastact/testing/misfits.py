@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from fastact.activations import FUSIBLE, KERNEL_DTYPES, REGISTRY
+from fastact.layers import RECURRENT_LAYERS
 
 EXPECTED_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 # Preloaded, it makes malloc check its heap at every call and fill memory that is not in use.
@@ -148,6 +149,7 @@ class Generator:
         activation = r.choice([*FUSIBLE, None])
         takes_slope = activation is not None and FUSIBLE[activation].takes_slope
         row = REGISTRY.get(name.removesuffix("_backward").removesuffix("_"))
+        recurrent = _RECURRENT.get(name.partition("_")[0])
         shapes: dict[str, tuple[int, ...]]
         if "linear" in name:
             shapes = {"input": (m, k), "weight": (n, k), "bias": (n,), "slope": (n,)}
@@ -156,8 +158,8 @@ class Generator:
             shapes = {"self": (m, n, k), "grad": (m, n, k), "weight": (n,)}
         elif row is not None and row.halves_dimension:
             shapes = {"self": (m, 2 * n), "grad": (m, n)}
-        elif name.startswith(_RECURRENT):
-            shapes = _recurrent_shapes(name, m, n, k)
+        elif recurrent is not None:
+            shapes = _recurrent_shapes(name, recurrent.gates, m, n, k)
         else:
             shapes = dict.fromkeys(("self", "grad", "saved", "output", "mask", "operand"), (m, n))
         values: dict[str, Any] = {
@@ -181,15 +183,15 @@ class Generator:
                     arguments["input"].new_ones(n, k)
                 )
             elif argument.name == "weights":
-                gates = _gates(name) * n
+                gates = recurrent.gates * n
                 weights = ((gates, k), (gates, n), (gates,), (gates,))
                 arguments["weights"] = [torch.randn(s).to(dtype) for s in weights]
             elif argument.name == "lengths":
                 arguments["lengths"] = torch.randint(0, 4, (m,)) if r.random() < 0.5 else None
             elif argument.name == "dropout_noise":
                 arguments["dropout_noise"] = None
-            elif argument.name == "mask" and name.startswith(_RECURRENT):
-                arguments["mask"] = [True] * (7 if "lstm" in name else 6)
+            elif argument.name == "mask" and recurrent is not None:
+                arguments["mask"] = [True] * (1 + recurrent.states + len(arguments["weights"]))
             elif "Tensor" in kind:
                 t = torch.randn(shapes[argument.name]).to(dtype)
                 arguments[argument.name] = t > 0 if argument.name == "mask" else t
@@ -241,16 +243,14 @@ class Generator:
         return t
 
 
-_RECURRENT = ("rnn", "gru", "lstm")
+_RECURRENT = {layer.name: layer for layer in RECURRENT_LAYERS}
 
 
-def _gates(name: str) -> int:
-    return {"rnn": 1, "gru": 3, "lstm": 4}[name.partition("_")[0]]
-
-
-def _recurrent_shapes(name: str, batch: int, hidden: int, inputs: int) -> dict[str, Any]:
+def _recurrent_shapes(
+    name: str, gates: int, batch: int, hidden: int, inputs: int
+) -> dict[str, Any]:
     """Three steps of one layer; or a cell's one."""
-    gates = _gates(name) * hidden
+    gates *= hidden
     if "cell" in name:
         shapes: dict[str, Any] = {"input": (batch, inputs)}
         shapes |= dict.fromkeys(("hx", "cx"), (batch, hidden))

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import profiler_legacy
 
 from fastact import functional, nn
+from fastact.layers import RECURRENT_LAYERS, RecurrentLayer
 from fastact.testing.cases import DEFAULT_CASES, FUSED_CASES, Case, FusedCase
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operators.md"
@@ -125,18 +126,9 @@ def _linear(fused: FusedCase) -> Operator:
     return Operator(name, _said("linear"), function, twin, tensors)
 
 
-# Of one step, without what is added to each product.
-_STEPS = {
-    "rnn": "tanh(W_ih x + W_hh h), or relu of it",
-    "gru": "n + z * (h - n), n = tanh(W_in x + r * W_hn h)",
-    "lstm": "o * tanh(c), c = f * c + i * g",
-}
-_CLASSES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM"}
-
-
-def _recurrent(mode: str) -> Operator:
+def _recurrent(row: RecurrentLayer) -> Operator:
     """A layer of as many units as inputs, over SHAPE[0] steps of a sequence without a batch."""
-    layers = [getattr(module, _CLASSES[mode])(SHAPE[1], SHAPE[1]) for module in (nn, torch.nn)]
+    layers = [getattr(module, row.module)(SHAPE[1], SHAPE[1]) for module in (nn, torch.nn)]
 
     def call(layer: torch.nn.Module, x: Tensor, *weights: Tensor) -> Tensor:
         names = [name for name, _ in layer.named_parameters()]
@@ -147,7 +139,7 @@ def _recurrent(mode: str) -> Operator:
         name.removesuffix("_l0"): value.detach() for name, value in layers[0].named_parameters()
     }
     function, twin = (functools.partial(call, layer) for layer in layers)
-    return Operator(mode, _STEPS[mode], function, twin, tensors)
+    return Operator(row.name, row.formula, function, twin, tensors)
 
 
 def _first_of_each(cases: Iterable[FusedCase]) -> list[FusedCase]:
@@ -187,8 +179,8 @@ def families() -> list[Family]:
             "What `nn.RNN`, `nn.GRU`, `nn.LSTM` and their cells call: docs/recurrent.md. Here one "
             f"layer of {SHAPE[1]} units over {SHAPE[0]} steps of one sequence, from first states "
             "of zeros.",
-            list(_STEPS),
-            [_recurrent(mode) for mode in _STEPS],
+            [row.name for row in RECURRENT_LAYERS],
+            [_recurrent(row) for row in RECURRENT_LAYERS],
             has_kernel_dtypes=False,
         ),
     ]

@@ -1,4 +1,4 @@
-// Sites of converted models: see site.cpp.
+// Sites of converted models: see the files beside this.
 #pragma once
 
 #include <Python.h>

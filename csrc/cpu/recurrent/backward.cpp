@@ -2,12 +2,9 @@
 
 #include "cpu/gemm/gemm.h"
 #include "cpu/recurrent/steps.h"
-#include "cpu/workspace.h"
 
 namespace fastact {
 namespace {
-
-using SmallWorkspace = Workspace<1 << 12>;
 
 // One layer in one direction. dh and dc are [B, P] and [B, H]: the gradients of its last states,
 // and then of its first ones. dy and y are its first columns in outputs of stride `y_stride`.
@@ -34,7 +31,7 @@ struct BackwardDirection {
   bool wants_dh;
 
   StepOrder order{p, reverse};
-  int64_t size = element_size(p.dtype);
+  int64_t size = size_of(p.dtype);
   int64_t gate_columns = p.gates() * p.hidden;
   int64_t slopes = kRecurrentGradients[p.cell] * p.hidden;
   bool projects = w.w_hr;
@@ -346,7 +343,7 @@ bool any(const RecurrentWeightGradients& dw) {
 
 void recurrent_backward(const RecurrentProblem& p, const void* reserve_, const void* dy_,
                         const void* dhy, const void* dcy, const RecurrentGradientsWanted& wanted) {
-  const int64_t size = element_size(p.dtype);
+  const int64_t size = size_of(p.dtype);
   const int64_t rows = p.all_rows();
   const ReserveLayout layout(p);
   const char* reserve = static_cast<const char*>(reserve_);

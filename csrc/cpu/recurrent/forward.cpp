@@ -2,7 +2,6 @@
 
 #include "cpu/gemm/gemm.h"
 #include "cpu/recurrent/steps.h"
-#include "cpu/workspace.h"
 
 namespace fastact {
 namespace {
@@ -13,8 +12,6 @@ constexpr int64_t kChunkBytes = 2 << 20;
 constexpr int64_t kUnitsInPlace = 256;
 // Elements of a copy, or of a cell without its product, that a thread is woken for.
 constexpr int64_t kElementGrain = 1 << 14;
-
-using SmallWorkspace = Workspace<1 << 12>;
 
 // One layer in one direction. `y` is its first column in an output of stride `y_stride`; gates, hn
 // or c, and m (h before the projection) have all rows where they are kept for backward.
@@ -36,7 +33,7 @@ struct Direction {
   char* m;
 
   StepOrder order{p, reverse};
-  int64_t size = element_size(p.dtype);
+  int64_t size = size_of(p.dtype);
   int64_t gate_columns = p.gates() * p.hidden;
   bool keeps = gates || hn;
   bool projects = w.w_hr;
@@ -332,7 +329,7 @@ struct Direction {
 }  // namespace
 
 void recurrent_forward(const RecurrentProblem& p, void* y, void* hy, void* cy, void* reserve) {
-  const int64_t size = element_size(p.dtype);
+  const int64_t size = size_of(p.dtype);
   const int64_t rows = p.all_rows();
   const int64_t output_bytes = rows * p.width() * size;
   const ReserveLayout layout(p);

@@ -53,7 +53,7 @@ void multiply_step(Dtype dtype, const void* a, int64_t a_stride, const void* b, 
     return kernels().recurrent[dtype].few_rows(
         {a, a_stride, b, b_stride, k, rows, columns, tile, tile_stride});
   }
-  const int64_t size = element_size(dtype);
+  const int64_t size = size_of(dtype);
   kernels().gemm[dtype].tile({a, a_stride * size, b, b_stride * size, k, rows,
                               static_cast<int>(columns), /*bias=*/nullptr, /*bias_per_row=*/false,
                               /*accumulate=*/false, tile, tile_stride, /*stored=*/nullptr,

@@ -7,10 +7,12 @@
 #include "cpu/dispatch.h"
 #include "cpu/recurrent/recurrent.h"
 #include "cpu/team.h"
+#include "cpu/workspace.h"
 
 namespace fastact {
 
-inline int64_t element_size(Dtype dtype) { return dtype == kFloat64 ? 8 : 4; }
+// What a small layer works in lies on the stack.
+using SmallWorkspace = Workspace<1 << 12>;
 
 // ---- the reserve --------------------------------------------------------------------------------
 

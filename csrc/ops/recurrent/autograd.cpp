@@ -259,9 +259,7 @@ struct Training<F, Results(A...)> {
   static Results autograd(c10::DispatchKeySet keys, A... a) {
     const RecurrentCall call = F::call(a...);
     if (any_dual(call) || compute_requires_grad(call.input, call.hx, call.cx, call.weights)) {
-      RecurrentResults r = compose_recurrent(call);
-      r.reserve = at::empty({0}, call.input.options().dtype(reserve_dtype(call)));
-      return F::training_results(std::move(r));
+      return F::training_results(compose_recurrent_training(call));
     }
     at::AutoDispatchBelowADInplaceOrView guard;
     return F::training_op.redispatch(keys & c10::after_autograd_keyset, a...);
@@ -271,10 +269,7 @@ struct Training<F, Results(A...)> {
     return F::training_results(std::move(r));
   }
   static Results composed(A... a) {
-    const RecurrentCall call = F::call(a...);
-    RecurrentResults r = compose_recurrent(call);
-    r.reserve = at::empty({0}, call.input.options().dtype(reserve_dtype(call)));
-    return F::training_results(std::move(r));
+    return F::training_results(compose_recurrent_training(F::call(a...)));
   }
   static Results cpu(A... a) {
     return F::training_results(recurrent_cpu(F::call(a...), /*training=*/true));

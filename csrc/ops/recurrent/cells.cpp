@@ -99,30 +99,27 @@ struct CellAutocast {
     return device == c10::kCPU && input.defined() && input.scalar_type() != lower() ? at::kFloat
                                                                                     : lower();
   }
-  template <auto kCell, class... A>
-  static auto run(at::ScalarType dtype, A... a) {
+  template <class Cell, class... A>
+  static auto run(at::ScalarType dtype, const Cell& cell, const A&... a) {
     const c10::impl::ExcludeDispatchKeyGuard guard(
         at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    return kCell(at::autocast::cached_cast(dtype, a, device)...);
+    return cell(at::autocast::cached_cast(dtype, a, device)...);
   }
 
   static Tensor rnn(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                     const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                     c10::string_view nonlinearity) {
-    const auto cell = [&](auto... a) { return rnn_cell(a..., nonlinearity); };
-    const c10::impl::ExcludeDispatchKeyGuard guard(
-        at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    const auto cast = [](const auto& t) { return at::autocast::cached_cast(lower(), t, device); };
-    return cell(cast(input), cast(hx), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh));
+    const auto cell = [&](const auto&... a) { return rnn_cell(a..., nonlinearity); };
+    return run(lower(), cell, input, hx, w_ih, w_hh, b_ih, b_hh);
   }
   static Tensor gru(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
                     const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
-    return run<&gru_cell>(state_dtype(input), input, hx, w_ih, w_hh, b_ih, b_hh);
+    return run(state_dtype(input), gru_cell, input, hx, w_ih, w_hh, b_ih, b_hh);
   }
   static std::tuple<Tensor, Tensor> lstm(const Tensor& input, const Tensor& hx, const Tensor& cx,
                                          const Tensor& w_ih, const Tensor& w_hh,
                                          const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
-    return run<&lstm_cell>(state_dtype(input), input, hx, cx, w_ih, w_hh, b_ih, b_hh);
+    return run(state_dtype(input), lstm_cell, input, hx, cx, w_ih, w_hh, b_ih, b_hh);
   }
 
   static void implement(torch::Library& m) {

@@ -265,6 +265,12 @@ RecurrentResults compose_recurrent(const RecurrentCall& call) {
   return stack.forward(/*keep=*/false);
 }
 
+RecurrentResults compose_recurrent_training(const RecurrentCall& call) {
+  RecurrentResults results = compose_recurrent(call);
+  results.reserve = at::empty({0}, call.input.options().dtype(reserve_dtype(call)));
+  return results;
+}
+
 RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
                                               const RecurrentOutputGradients& grads,
                                               const RecurrentMask& mask) {

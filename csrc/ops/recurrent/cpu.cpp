@@ -39,32 +39,19 @@ bool covered(const RecurrentCall& call) { return has_engine(call) || none_covere
 
 // ---- numbers of 16 bits, which are computed in 32 -----------------------------------------------
 
-at::ScalarType compute_dtype(const RecurrentCall& call) { return reserve_dtype(call); }
-
-// Dense and in the compute type.
-Tensor widened(const RecurrentCall& call, const Tensor& t) {
+// Contiguous and in the compute type.
+Tensor in_compute_type(const Tensor& t) {
   check_allocated(t);
-  const Tensor dense = contiguous(t);
-  if (t.scalar_type() == compute_dtype(call)) {
-    return dense;
-  }
-  Tensor result = empty(t.sizes(), compute_dtype(call));
-  kernels().gemm[table_dtype(t.scalar_type())].widen(dense.const_data_ptr(),
-                                                     result.mutable_data_ptr(), t.numel());
-  return result;
+  return *widened(t);
 }
 
-// Dense numbers of the compute type in the dtype of the call.
+// Contiguous numbers of the compute type in the dtype of the call.
 Tensor narrowed(const RecurrentCall& call, Tensor t) {
   const at::ScalarType dtype = call.input.scalar_type();
   if (!t.defined() || t.scalar_type() == dtype) {
     return t;
   }
-  Tensor result = empty(t.sizes(), dtype);
-  const int64_t n = t.numel();
-  kernels().gemm[table_dtype(dtype)].store_rows(t.const_data_ptr(), n, 1, n,
-                                                result.mutable_data_ptr(), n);
-  return result;
+  return fastact::narrowed(t.const_data_ptr(), t.sizes(), dtype);
 }
 
 // ---- sequences of several lengths ---------------------------------------------------------------
@@ -196,17 +183,17 @@ struct Operands {
 
   Operands(const RecurrentCall& call, RecurrentSizes s)
       : sizes(std::move(s)), lengths(call, call.input.size(0), call.input.size(1)) {
-    x = lengths.packed(widened(call, call.input));
-    hx = lengths.sorted(widened(call, call.hx));
+    x = lengths.packed(in_compute_type(call.input));
+    hx = lengths.sorted(in_compute_type(call.hx));
     if (call.is_lstm()) {
-      cx = lengths.sorted(widened(call, call.cx));
+      cx = lengths.sorted(in_compute_type(call.cx));
     }
     if (is_defined(call.dropout_noise)) {
-      noise = lengths.packed(widened(call, *call.dropout_noise));
+      noise = lengths.packed(in_compute_type(*call.dropout_noise));
     }
     tensors.reserve(call.weights.size());
     for (const Tensor& w : call.weights) {
-      tensors.push_back(widened(call, w));
+      tensors.push_back(in_compute_type(w));
     }
     for (std::size_t i = 0; i < tensors.size(); i += sizes.weights_each) {
       const auto at = [&](bool there, std::size_t j) {
@@ -215,7 +202,7 @@ struct Operands {
       weights.push_back({at(true, 0), at(true, 1), at(call.has_biases, 2), at(call.has_biases, 3),
                          at(sizes.projects, sizes.weights_each - 1)});
     }
-    problem = {table_dtype(compute_dtype(call)),
+    problem = {table_dtype(reserve_dtype(call)),
                cell_of(call.mode),
                lengths.steps,
                lengths.batch,
@@ -241,7 +228,7 @@ const void* const_memory_of(const Tensor& t) { return t.defined() ? t.const_data
 }  // namespace
 
 at::ScalarType reserve_dtype(const RecurrentCall& call) {
-  return call.input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return compute_dtype(call.input.scalar_type());
 }
 
 c10::SymInt reserve_elements(const RecurrentCall& call, const RecurrentSizes& s) {
@@ -270,6 +257,7 @@ bool is_for_onednn(const RecurrentCall& call, const RecurrentSizes& s) {
 }
 
 RecurrentResults onednn_lstm(const RecurrentCall& call, const RecurrentSizes& s) {
+  note_obstacle("oneDNN's LSTM is faster for this shape");
   auto [output, hy, cy] =
       at::lstm(call.input, {call.hx, call.cx}, call.weights, call.has_biases, s.layers,
                /*dropout=*/0, /*train=*/false, call.bidirectional, /*batch_first=*/false);
@@ -282,17 +270,13 @@ RecurrentResults recurrent_cpu(const RecurrentCall& call, bool training) {
   const OperatorName op(call.name());
   RecurrentSizes sizes = check_recurrent(op, call);
   if (!covered(call)) {
-    RecurrentResults results = compose_recurrent(call);
-    if (training) {
-      results.reserve = at::empty({0}, call.input.options().dtype(reserve_dtype(call)));
-    }
-    return results;
+    return training ? compose_recurrent_training(call) : compose_recurrent(call);
   }
   check_length_values(op, call);
   if (!training && is_for_onednn(call, sizes)) {
     return onednn_lstm(call, sizes);
   }
-  const at::ScalarType dtype = compute_dtype(call);
+  const at::ScalarType dtype = reserve_dtype(call);
   Operands operands(call, std::move(sizes));
   const RecurrentProblem& p = operands.problem;
   RecurrentResults results;
@@ -327,7 +311,7 @@ RecurrentGradients recurrent_backward_cpu(const RecurrentCall& call,
     return compose_recurrent_backward(call, grads, mask);
   }
   check_length_values(op, call);
-  const at::ScalarType dtype = compute_dtype(call);
+  const at::ScalarType dtype = reserve_dtype(call);
   const int64_t expected = reserve_elements(call, sizes).guard_int(__FILE__, __LINE__);
   TORCH_CHECK(reserve.is_cpu() && has_sizes(reserve) && reserve.is_contiguous() &&
                   reserve.scalar_type() == dtype && reserve.numel() == expected,
@@ -338,7 +322,7 @@ RecurrentGradients recurrent_backward_cpu(const RecurrentCall& call,
   const RecurrentProblem& p = operands.problem;
   const Lengths& lengths = operands.lengths;
   const auto given = [&](const Tensor& grad) {
-    return grad.defined() ? widened(call, grad) : Tensor();
+    return grad.defined() ? in_compute_type(grad) : Tensor();
   };
   const Tensor dy = grads.output.defined() ? lengths.packed(given(grads.output)) : Tensor();
   const Tensor dhy = lengths.sorted(given(grads.hy));

@@ -155,6 +155,8 @@ DirectionWeights weights_of(const RecurrentCall& call, const RecurrentSizes& siz
 // device and every functional transform follows. (at::lstm goes to oneDNN, which has no second
 // derivative.)
 RecurrentResults compose_recurrent(const RecurrentCall& call);
+// With an empty reserve: backward forms everything again.
+RecurrentResults compose_recurrent_training(const RecurrentCall& call);
 RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
                                               const RecurrentOutputGradients& grads,
                                               const RecurrentMask& mask);
