@@ -215,7 +215,8 @@ def extended(tmp_path_factory):
     patches = [*blocks(GUIDE, "diff"), *blocks(OPERATOR_GUIDE, "diff")]
     assert len(patches) == 3 + 7
     for patch in patches:
-        run(folder, "git", "apply", "--recount", "-", input=patch)
+        # One line of context on each side has to be there: a neighbour's neighbour may change.
+        run(folder, "git", "apply", "--recount", "-C1", "-", input=patch)
     for path, text in NEW_FILES.findall(OPERATOR_GUIDE.read_text()):
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)

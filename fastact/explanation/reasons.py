@@ -19,6 +19,7 @@ from fastact.conversion.links import (
     layer_obstacle,
     recurrent_obstacle,
 )
+from fastact.conversion.shadow import base_of
 
 # What torch.ops.fastact.linear_algorithm() returns.
 ALGORITHMS = {
@@ -90,6 +91,8 @@ def alternative(operator: str, module: torch.nn.Module | None, left: Mapping[int
             return f"fastact.convert replaces {name}"
         return f"fastact.convert leaves {name}: {reason}"
     if isinstance(module, tuple(RECURRENT)):
+        if base_of(module) is not None:
+            return "torch.nn's forward is called: docs/recurrent.md says when"
         reason = recurrent_obstacle(module)
         if reason is None:
             return f"fastact.convert replaces {name}"
