@@ -88,8 +88,7 @@ TORCH_LIBRARY(fastact, m) {
   // Whether the backward of an activation reads its output rather than its input.
   m.def("saves_output(str activation, float[] params=[]) -> bool",
         [](c10::string_view activation, at::ArrayRef<double> parameters) {
-          return activation != "prelu" &&
-                 Epilogue("saves_output", activation, parameters, std::nullopt).saves_output();
+          return Epilogue::without_slope("saves_output", activation, parameters).saves_output();
         });
   // linear with a weight whose panels were packed before: `packed` is what pack_linear(weight)
   // returned in this process, and the caller answers for it still being that. Empty: not packed.

@@ -7,17 +7,22 @@
 
 namespace fastact {
 
+struct EpilogueKind;  // a row of the table in epilogue.cpp
+
 class Epilogue {
  public:
-  // The schema's arguments: a registry name, "prelu" (with `slope`), "softmax" or "log_softmax"
-  // (parameters: dim, and softmax's scale); parameters in the registry's order, none of them
-  // meaning all defaults. `op` is named in errors.
+  // The schema's arguments: a registry name, with `slope` where that takes one; parameters in the
+  // registry's order, a dimension among them, none of them meaning all defaults. `op` is named in
+  // errors.
   Epilogue(const char* op, std::optional<std::string_view> activation,
            at::ArrayRef<double> parameters, const std::optional<Tensor>& slope);
+  // Where only facts about an activation are asked for: without the slope that it may take.
+  static Epilogue without_slope(const char* op, std::optional<std::string_view> activation,
+                                at::ArrayRef<double> parameters);
 
-  bool is_identity() const { return kind_ == Kind::kIdentity; }
+  bool is_identity() const;
   // Whether each element of the output depends on one of the input.
-  bool is_elementwise() const { return kind_ != Kind::kSoftmax && kind_ != Kind::kLogSoftmax; }
+  bool is_elementwise() const;
 
   // The registry activation, or null; PReLU's slope, or undefined.
   const Activation* activation() const { return activation_; }
@@ -29,7 +34,7 @@ class Epilogue {
     double scale;
     bool log;
   };
-  Softmax softmax() const { return {dim_, scale_, kind_ == Kind::kLogSoftmax}; }
+  Softmax softmax() const;
 
   // Which tensor backward() reads: the output, or the value before the activation.
   bool saves_output() const;
@@ -49,12 +54,12 @@ class Epilogue {
   Gradients backward(const Tensor& grad, const Tensor& saved) const;
 
  private:
-  enum class Kind { kIdentity, kUnary, kPrelu, kSoftmax, kLogSoftmax };
-  Kind kind_ = Kind::kIdentity;
+  Epilogue(const char* op, std::optional<std::string_view> activation,
+           at::ArrayRef<double> parameters);
+
+  const EpilogueKind* kind_;
   const Activation* activation_ = nullptr;
   std::array<double, kMaxParameters> parameters_{};
-  int64_t dim_ = -1;
-  double scale_ = 1;
   Tensor slope_;
 };
 
