@@ -191,10 +191,18 @@ def prelu(input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return _C.prelu(input, weight)
 
 
-def _converted(name: str, input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _settled(
+    name: str, input: torch.Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, int]:
+    """What softmax and its kin take, called without a dimension or with a dtype. (The result has
+    that dtype in any case: under CUDA's autocast their operators return float32.)"""
+    if dim is None:  # PyTorch's choice, with its warning
+        dim = F._get_softmax_dim(name, input.dim(), stacklevel + 1)
+    if dtype is None:
+        return input, dim
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"fastact.{name}(): dtype: expected a torch.dtype, got {dtype!r}")
-    return input.to(dtype)
+    return input.to(dtype), dim
 
 
 def softmax(
@@ -220,13 +228,10 @@ def softmax(
         >>> FF.softmax(torch.zeros(1, 4), dim=-1)
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    if dim is None:  # PyTorch's choice, with its warning
-        dim = F._get_softmax_dim("softmax", input.dim(), _stacklevel)
-    if dtype is not None:
-        input = _converted("softmax", input, dtype)
-    if is_dynamo_compiling():
-        return traced("softmax", input, dim)
-    return _C.softmax(input, dim, 1.0)
+    if dim is None or dtype is not None:
+        input, dim = _settled("softmax", input, dim, _stacklevel, dtype)
+    result = traced("softmax", input, dim) if is_dynamo_compiling() else _C.softmax(input, dim, 1.0)
+    return result if dtype is None else result.to(dtype)
 
 
 def softmin(
@@ -241,13 +246,13 @@ def softmin(
         >>> FF.softmin(torch.zeros(1, 2), dim=-1)
         tensor([[0.5000, 0.5000]])
     """
-    if dim is None:  # PyTorch's choice, with its warning
-        dim = F._get_softmax_dim("softmin", input.dim(), _stacklevel)
-    if dtype is not None:
-        input = _converted("softmin", input, dtype)
+    if dim is None or dtype is not None:
+        input, dim = _settled("softmin", input, dim, _stacklevel, dtype)
     if is_dynamo_compiling():
-        return traced("softmax", input, dim, -1.0)
-    return _C.softmax(input, dim, -1.0)
+        result = traced("softmax", input, dim, -1.0)
+    else:
+        result = _C.softmax(input, dim, -1.0)
+    return result if dtype is None else result.to(dtype)
 
 
 def log_softmax(
@@ -262,13 +267,13 @@ def log_softmax(
         >>> FF.log_softmax(torch.zeros(1, 2), dim=-1)
         tensor([[-0.6931, -0.6931]])
     """
-    if dim is None:  # PyTorch's choice, with its warning
-        dim = F._get_softmax_dim("log_softmax", input.dim(), _stacklevel)
-    if dtype is not None:
-        input = _converted("log_softmax", input, dtype)
+    if dim is None or dtype is not None:
+        input, dim = _settled("log_softmax", input, dim, _stacklevel, dtype)
     if is_dynamo_compiling():
-        return traced("log_softmax", input, dim)
-    return _C.log_softmax(input, dim)
+        result = traced("log_softmax", input, dim)
+    else:
+        result = _C.log_softmax(input, dim)
+    return result if dtype is None else result.to(dtype)
 
 
 def masked_softmax(

@@ -203,51 +203,42 @@ def _activation_on_regression_output(run: Run) -> Iterator[Finding]:
             )
 
 
-def _softmax_before_cross_entropy(run: Run) -> Iterator[Finding]:
-    for loss, made in _activation_before(run, SOFTMAXES, Loss.LOGITS):
-        yield Finding(
-            made,
-            f"{made.name} before {loss.name}, which applies log_softmax itself",
-            {"activation": made.name, "loss": loss.name},
-        )
+def _applied_twice(
+    names: frozenset[str], expects: Loss, applied: str
+) -> Callable[[Run], Iterator[Finding]]:
+    """Activations of these names before losses that expect this, and apply such a one."""
+
+    def find(run: Run) -> Iterator[Finding]:
+        for loss, made in _activation_before(run, names, expects):
+            yield Finding(
+                made,
+                f"{made.name} before {loss.name}, which applies {applied} itself",
+                {"activation": made.name, "loss": loss.name},
+            )
+
+    return find
 
 
-def _sigmoid_before_bce_with_logits(run: Run) -> Iterator[Finding]:
-    for loss, made in _activation_before(run, PROBABILITIES, Loss.INDEPENDENT_LOGITS):
-        yield Finding(
-            made,
-            f"{made.name} before {loss.name}, which applies sigmoid itself",
-            {"activation": made.name, "loss": loss.name},
-        )
-
-
-def _lacks(made: Operation | None, range_of_result: frozenset[str]) -> bool:
+def _lacks(made: Operation, range_of_result: frozenset[str]) -> bool:
     """Whether an operation is known to make something else than numbers of this range."""
-    if made is None:
-        return False
     if made.kind is Kind.ACTIVATION:
         return made.name not in range_of_result
     return made.kind in (Kind.LINEAR, Kind.BATCH_NORM, Kind.NORMALIZATION)
 
 
-def _missing_sigmoid(run: Run) -> Iterator[Finding]:
-    for loss, made in _losses(run, Loss.PROBABILITIES):
-        if _lacks(made, PROBABILITIES):
-            yield Finding(
-                made,
-                f"{made} goes into {loss.name}, which expects probabilities",
-                {"last": made.name, "loss": loss.name},
-            )
+def _without(range_of_result: frozenset[str], expects: Loss) -> Callable[[Run], Iterator[Finding]]:
+    """What goes into losses that expect numbers of this range, and is of another."""
 
+    def find(run: Run) -> Iterator[Finding]:
+        for loss, made in _losses(run, expects):
+            if made is not None and _lacks(made, range_of_result):
+                yield Finding(
+                    made,
+                    f"{made} goes into {loss.name}, which expects {expects}",
+                    {"last": made.name, "loss": loss.name},
+                )
 
-def _missing_log_softmax(run: Run) -> Iterator[Finding]:
-    for loss, made in _losses(run, Loss.LOG_PROBABILITIES):
-        if _lacks(made, LOG_PROBABILITIES):
-            yield Finding(
-                made,
-                f"{made} goes into {loss.name}, which expects logarithms of probabilities",
-                {"last": made.name, "loss": loss.name},
-            )
+    return find
 
 
 def _sigmoid_on_exclusive_classes(run: Run) -> Iterator[Finding]:
@@ -257,19 +248,19 @@ def _sigmoid_on_exclusive_classes(run: Run) -> Iterator[Finding]:
             f"{made.name} before {loss.name}, whose classes exclude each other",
             {"activation": made.name, "loss": loss.name},
         )
-    for loss, made in _losses(run, Loss.LOG_PROBABILITIES):
-        if made is not None and (made.name in LOG_SIGMOIDS or _is_log_of_sigmoid(made)):
+    for loss, source in _losses(run, Loss.LOG_PROBABILITIES):
+        if source is not None and (source.name in LOG_SIGMOIDS or _is_log_of_sigmoid(source)):
             yield Finding(
-                made,
+                source,
                 f"the logarithm of a sigmoid goes into {loss.name}, whose classes exclude each "
                 "other: such probabilities do not add up to 1",
                 {"activation": "sigmoid", "loss": loss.name},
             )
-    for loss, made in _losses(run, Loss.PROBABILITIES, Loss.INDEPENDENT_LOGITS):
-        if made is not None and loss.measured.get("one_of_each_row"):
+    for loss, source in _losses(run, Loss.PROBABILITIES, Loss.INDEPENDENT_LOGITS):
+        if source is not None and loss.measured.get("one_of_each_row"):
             classes = int(loss.measured["classes"])
             yield Finding(
-                made,
+                source,
                 f"every row of {loss.name}'s target has one 1 in {classes} classes: they seem to "
                 "exclude each other",
                 {"loss": loss.name, **loss.measured},
@@ -579,7 +570,7 @@ _ROWS = [
         "flattens the probabilities: the loss cannot come near 0, and gradients shrink. A "
         "log_softmax before it changes nothing and costs time.",
         "return the logits, and apply softmax only where probabilities are shown",
-        _softmax_before_cross_entropy,
+        _applied_twice(SOFTMAXES, Loss.LOGITS, "log_softmax"),
     ),
     Rule(
         "sigmoid-before-bce-with-logits",
@@ -587,7 +578,7 @@ _ROWS = [
         "BCEWithLogitsLoss applies sigmoid itself. Applied twice, it confines the prediction to "
         "0.5 ... 0.73: no example can be predicted as negative.",
         "return the logits, or use BCELoss",
-        _sigmoid_before_bce_with_logits,
+        _applied_twice(PROBABILITIES, Loss.INDEPENDENT_LOGITS, "sigmoid"),
     ),
     Rule(
         "missing-sigmoid",
@@ -596,7 +587,7 @@ _ROWS = [
         "raises or has no meaning.",
         "use BCEWithLogitsLoss on the logits, which is also more precise, or put a sigmoid before "
         "BCELoss",
-        _missing_sigmoid,
+        _without(PROBABILITIES, Loss.PROBABILITIES),
     ),
     Rule(
         "missing-log-softmax",
@@ -604,7 +595,7 @@ _ROWS = [
         "NLLLoss returns minus the entry of the right class: on logits it has no lower bound, and "
         "training makes them grow. KLDivLoss too takes logarithms of probabilities.",
         "use CrossEntropyLoss on the logits, or put log_softmax before NLLLoss",
-        _missing_log_softmax,
+        _without(LOG_PROBABILITIES, Loss.LOG_PROBABILITIES),
     ),
     Rule(
         "sigmoid-on-exclusive-classes",
