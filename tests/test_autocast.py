@@ -1,10 +1,13 @@
 """Under autocast, does every operator run in the dtype in which its twin runs?"""
 
+import contextlib
 import functools
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastact import functional, nn
 from fastact.testing.cases import CASES, DEFAULT_CASES, FUSED_CASES
@@ -69,6 +72,83 @@ def test_linear(fused, low, device):
         assert [t.dtype for t in results[0]] == [t.dtype for t in results[1]], f"{dtype} input"
         assert results[0][1].dtype == dtype
         torch.testing.assert_close(results[0][0], results[1][0], rtol=0.05, atol=0.1)
+
+
+@contextlib.contextmanager
+def _cuda_without_a_device(low):
+    """CUDA's autocast, on tensors without values."""
+    with FakeTensorMode():
+        torch.set_autocast_dtype("cuda", low)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            yield
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.parametrize("low", LOW, ids=str)
+def test_dtypes_on_cuda(low):
+    with _cuda_without_a_device(low):
+        for dtype in DTYPES:
+            x = torch.empty(4, 6, dtype=dtype, device="cuda")
+            for case in CASES:
+                tensors = case.tensors(x)
+                mine, theirs = (f(x, *tensors).dtype for f in (case.function, case.twin))
+                assert mine == theirs, f"{case} of {dtype}"
+            mask = torch.ones_like(x)
+            assert functional.masked_softmax(x, mask).dtype == torch.softmax(x + mask, -1).dtype
+            for name, asked in itertools.product(("softmax", "softmin", "log_softmax"), DTYPES):
+                mine, theirs = (getattr(f, name)(x, -1, dtype=asked) for f in (functional, F))
+                assert mine.dtype == theirs.dtype == asked, f"{name} of {dtype}"
+
+
+@pytest.mark.parametrize("low", LOW, ids=str)
+@pytest.mark.parametrize("added", [None, torch.float32, torch.bfloat16], ids=str)
+def test_dtypes_of_linear_on_cuda(added, low):
+    with _cuda_without_a_device(low):
+        for dtype, fused in itertools.product(DTYPES[1:], FUSED_CASES):
+            x, w, b, slope, residual = (
+                torch.empty(shape, dtype=kind, device="cuda")
+                for shape, kind in (
+                    ((4, 6), dtype),
+                    ((3, 6), torch.float32),
+                    ((3,), torch.float32),
+                    ((3,), torch.float32),
+                    ((4, 3), added),
+                )
+            )
+            learnable = {"slope": slope} if fused.learnable else {}
+            more = {} if added is None else {"residual": residual}
+            mine = functional.linear(x, w, b, fused.name, **fused.parameters, **learnable, **more)
+            z = F.linear(x, w, b)
+            z = z if added is None else z + residual
+            theirs = fused.twin(z, slope) if fused.learnable else fused.twin(z)
+            assert mine.dtype == theirs.dtype, f"{fused} of {dtype}"
+
+
+@pytest.mark.parametrize("low", LOW, ids=str)
+@pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
+def test_dtypes_of_recurrent_layers_on_cuda(name, low):
+    """All that autocast casts is in the lower precision there, cells and states too. (PyTorch asks
+    the device which gru and which cells to run: its rnn and lstm show it.)"""
+    gates = {"rnn": 1, "gru": 3, "lstm": 4}[name]
+    with _cuda_without_a_device(low):
+        for dtype in DTYPES[1:]:
+            x, h = (torch.empty(s, dtype=dtype, device="cuda") for s in ((5, 2, 6), (1, 2, 4)))
+            rows = 4 * gates
+            w = [torch.empty(s, device="cuda") for s in ((rows, 6), (rows, 4), (rows,), (rows,))]
+            states = (h, h) if name == "lstm" else (h,)
+            results = getattr(torch.ops.fastact, name)(x, *states, w)
+            row, state = (torch.empty(s, dtype=dtype, device="cuda") for s in ((2, 6), (2, 4)))
+            operands = (row, *(state for _ in states), *w)
+            cell = getattr(torch.ops.fastact, f"{name}_cell")(*operands)
+            found = [*results, *(cell if name == "lstm" else [cell])]
+            assert {t.dtype for t in found} == {low}, f"{name} of {dtype}"
+            if name != "gru":
+                twin = torch._VF.lstm if name == "lstm" else torch._VF.rnn_tanh
+                hx = states if name == "lstm" else h
+                theirs = twin(x, hx, w, True, 1, 0.0, False, False, False)
+                assert [t.dtype for t in theirs] == [t.dtype for t in results]
 
 
 def test_a_weight_is_cast_once():

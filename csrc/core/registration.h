@@ -1,10 +1,8 @@
 // Registers the kernels of an operator under every dispatch key it needs, in one place.
 #pragma once
 
-#include <torch/library.h>
-
-#include <deque>
-
+#include "core/autocast.h"
+#include "core/library.h"
 #include "core/operator.h"
 
 namespace fastact {
@@ -19,19 +17,6 @@ inline constexpr c10::DispatchKey kFakeKeys[] = {c10::DispatchKey::Meta};
 inline constexpr c10::DispatchKey kComposedKeys[] = {
     c10::DispatchKey::CompositeExplicitAutograd,
     c10::DispatchKey::CompositeImplicitAutogradNestedTensor};
-inline constexpr c10::DispatchKey kAutocastCpuKeys[] = {c10::DispatchKey::AutocastCPU};
-inline constexpr c10::DispatchKey kAutocastCudaKeys[] = {c10::DispatchKey::AutocastCUDA};
-
-// implement(library) for a library of each key.
-template <std::size_t N, class F>
-void implement_for(const c10::DispatchKey (&keys)[N], const F& implement) {
-  // They unregister their kernels when they are destroyed.
-  static auto& libraries = *new std::deque<torch::Library>;
-  for (const c10::DispatchKey key : keys) {
-    libraries.emplace_back(torch::Library::IMPL, "fastact", key, __FILE__, __LINE__);
-    implement(libraries.back());
-  }
-}
 
 // One kernel, with the keys it is for.
 template <auto kKernel, const auto& kKeys>
@@ -48,23 +33,41 @@ template <auto kKernel>
 struct Fake : KernelFor<kKernel, kFakeKeys> {};
 template <auto kKernel>
 struct Composed : KernelFor<kKernel, kComposedKeys> {};
-template <auto kKernel>
-struct AutocastCpu : KernelFor<kKernel, kAutocastCpuKeys> {};
-template <auto kKernel>
-struct AutocastCuda : KernelFor<kKernel, kAutocastCudaKeys> {};
+
+// The function that computes under autocast where its tensors are not all cast alike:
+// kFunction(policy, device, arguments...).
+template <auto kFunction>
+struct AutocastBy {
+  template <class Result, class... A>
+  static void implement(const Operator<Result(A...)>& op) {
+    for_each_autocast(op.name(),
+                      [&](torch::Library& m, AutocastPolicy policy, c10::DeviceType device) {
+                        m.impl(op.name(), [policy, device](A... arguments) -> Result {
+                          return kFunction(policy, device, std::forward<A>(arguments)...);
+                        });
+                      });
+  }
+};
 
 // Registers an operator where it is constructed. These four kinds of kernels cannot be left out: an
-// operator without one of them fails for some users alone (fake tensors, nested tensors).
+// operator without one of them fails for some users alone (fake tensors, nested tensors). What
+// autocast does with it says its row in core/autocast.h.
 class Registration {
  public:
-  template <class Schema, auto kAutograd, auto kCpu, auto kFake, auto kComposed, class... More>
-  Registration(const Operator<Schema>& op, Autograd<kAutograd>, Cpu<kCpu>, Fake<kFake>,
-               Composed<kComposed>, More...) {
-    Autograd<kAutograd>::implement(op.name());
-    Cpu<kCpu>::implement(op.name());
-    Fake<kFake>::implement(op.name());
-    Composed<kComposed>::implement(op.name());
-    (More::implement(op.name()), ...);
+  template <class Schema, auto kAutograd, auto kCpu, auto kFake, auto kComposed>
+  Registration(const Operator<Schema>& op, Autograd<kAutograd> autograd, Cpu<kCpu> cpu,
+               Fake<kFake> fake, Composed<kComposed> composed)
+      : Registration(op, cpu, fake, composed) {
+    autograd.implement(op.name());
+    implement_autocast(op.name());
+  }
+
+  template <class Schema, auto kAutograd, auto kCpu, auto kFake, auto kComposed, auto kFunction>
+  Registration(const Operator<Schema>& op, Autograd<kAutograd> autograd, Cpu<kCpu> cpu,
+               Fake<kFake> fake, Composed<kComposed> composed, AutocastBy<kFunction> autocast)
+      : Registration(op, cpu, fake, composed) {
+    autograd.implement(op.name());
+    autocast.implement(op);
   }
 
   // Of an operator that is not differentiable.

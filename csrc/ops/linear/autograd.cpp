@@ -1,5 +1,4 @@
 // linear with an activation: autograd, fake kernels, autocast and the ATen compositions.
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
@@ -10,7 +9,7 @@
 #include "core/node.h"
 #include "core/registration.h"
 #include "ops/linear/linear.h"
-#include "ops/prelu/autocast.h"
+#include "ops/prelu/prelu.h"
 
 namespace fastact {
 namespace {
@@ -464,73 +463,50 @@ namespace {
 
 // ---- autocast ----------------------------------------------------------------------------------
 
-// As PyTorch's linear and prelu: in the device's lower precision. The sum with the residual
-// promotes, and may be wider than the product, so that PReLU is lowered after it.
-using at::autocast::cached_cast;
-
-bool is_prelu_of_sum(ActivationName activation, const OptionalTensor& slope,
-                     const OptionalTensor& residual) {
-  return activation == "prelu" && is_defined(slope) && is_defined(residual);
+Tensor linear_autocast(AutocastPolicy policy, c10::DeviceType device, const Tensor& input,
+                       const Tensor& weight, const OptionalTensor& bias, ActivationName activation,
+                       at::ArrayRef<double> parameters, const OptionalTensor& slope,
+                       const OptionalTensor& residual, bool save_output) {
+  if (!autocast_fuses(activation, residual, device)) {
+    return Epilogue("linear", activation, parameters, slope)
+        .apply(linear_op.call(input, weight, bias, std::nullopt, {}, {}, residual, save_output));
+  }
+  const AutocastCall cast(policy, device, input);
+  return linear_op.call(cast(input), cast(weight), cast(bias), activation, parameters, cast(slope),
+                        residual, save_output);
 }
 
-template <c10::DeviceType device>
-struct LowerPrecision {
-  static at::ScalarType dtype() {
-    return at::autocast::get_lower_precision_fp_from_device_type(device);
-  }
-  static c10::DispatchKey key() {
-    return at::autocast::get_autocast_dispatch_key_from_device_type(device);
-  }
-
-  static Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                       ActivationName activation, at::ArrayRef<double> parameters,
-                       const OptionalTensor& slope, const OptionalTensor& residual,
-                       bool save_output) {
-    if (is_prelu_of_sum(activation, slope, residual)) {
-      return prelu_autocast<device>(
-          linear(input, weight, bias, std::nullopt, {}, {}, residual, save_output), *slope);
-    }
-    const c10::impl::ExcludeDispatchKeyGuard guard(key());
-    return linear_op.call(cached_cast(dtype(), input, device), cached_cast(dtype(), weight, device),
-                          cached_cast(dtype(), bias, device), activation, parameters,
-                          cached_cast(dtype(), slope, device), residual, save_output);
-  }
-
-  // The packed weight has a dtype of its own: where that is another one, the plain weight is cast.
-  static Tensor linear_packed(const Tensor& input, const Tensor& packed, const Tensor& weight,
+// The packed weight has a dtype of its own: where that is another one, the plain weight is cast.
+Tensor linear_packed_autocast(AutocastPolicy policy, c10::DeviceType device, const Tensor& input,
+                              const Tensor& packed, const Tensor& weight,
                               const OptionalTensor& bias, ActivationName activation,
                               at::ArrayRef<double> parameters, const OptionalTensor& slope,
                               const OptionalTensor& residual) {
-    if (is_prelu_of_sum(activation, slope, residual)) {
-      return prelu_autocast<device>(
-          linear_packed(input, packed, weight, bias, std::nullopt, {}, {}, residual), *slope);
-    }
-    if (weight.scalar_type() != dtype()) {
-      return linear(input, weight, bias, activation, parameters, slope, residual,
-                    /*save_output=*/true);
-    }
-    const c10::impl::ExcludeDispatchKeyGuard guard(key());
-    return linear_packed_op.call(cached_cast(dtype(), input, device), packed, weight,
-                                 cached_cast(dtype(), bias, device), activation, parameters,
-                                 cached_cast(dtype(), slope, device), residual);
+  if (!autocast_fuses(activation, residual, device)) {
+    return Epilogue("linear", activation, parameters, slope)
+        .apply(linear_packed_op.call(input, packed, weight, bias, std::nullopt, {}, {}, residual));
   }
-};
+  const AutocastCall cast(policy, device, input);
+  if (weight.scalar_type() != cast.dtype()) {
+    return linear_op.call(cast(input), cast(weight), cast(bias), activation, parameters,
+                          cast(slope), residual, /*save_output=*/true);
+  }
+  return linear_packed_op.call(cast(input), packed, weight, cast(bias), activation, parameters,
+                               cast(slope), residual);
+}
 
 const Registration register_linear{linear_op,
                                    Autograd<&linear_autograd>{},
                                    Cpu<&linear_cpu>{},
                                    Fake<&linear_meta>{},
                                    Composed<&compose_linear>{},
-                                   AutocastCpu<&LowerPrecision<c10::kCPU>::linear>{},
-                                   AutocastCuda<&LowerPrecision<c10::kCUDA>::linear>{}};
-const Registration register_linear_packed{
-    linear_packed_op,
-    Autograd<&linear_packed_autograd>{},
-    Cpu<&linear_packed_cpu>{},
-    Fake<&linear_packed_meta>{},
-    Composed<&compose_linear_packed>{},
-    AutocastCpu<&LowerPrecision<c10::kCPU>::linear_packed>{},
-    AutocastCuda<&LowerPrecision<c10::kCUDA>::linear_packed>{}};
+                                   AutocastBy<&linear_autocast>{}};
+const Registration register_linear_packed{linear_packed_op,
+                                          Autograd<&linear_packed_autograd>{},
+                                          Cpu<&linear_packed_cpu>{},
+                                          Fake<&linear_packed_meta>{},
+                                          Composed<&compose_linear_packed>{},
+                                          AutocastBy<&linear_packed_autocast>{}};
 const Registration register_linear_training{
     linear_training_op, Autograd<&linear_training_autograd>{}, Cpu<&linear_training_cpu>{},
     Fake<&linear_training_meta>{}, Composed<&compose_linear_training>{}};

@@ -6,7 +6,7 @@
 #include "core/activation.h"
 #include "core/node.h"
 #include "core/registration.h"
-#include "ops/prelu/autocast.h"
+#include "ops/prelu/prelu.h"
 
 namespace fastact {
 namespace {
@@ -128,13 +128,8 @@ std::tuple<Tensor, Tensor> compose_prelu_backward(const Tensor& grad, const Tens
 
 namespace {
 
-const Registration register_prelu{prelu_op,
-                                  Autograd<&forward_autograd>{},
-                                  Cpu<&prelu_cpu>{},
-                                  Fake<&forward_meta>{},
-                                  Composed<&forward_composed>{},
-                                  AutocastCpu<&prelu_autocast<c10::kCPU>>{},
-                                  AutocastCuda<&prelu_autocast<c10::kCUDA>>{}};
+const Registration register_prelu{prelu_op, Autograd<&forward_autograd>{}, Cpu<&prelu_cpu>{},
+                                  Fake<&forward_meta>{}, Composed<&forward_composed>{}};
 const Registration register_prelu_backward{prelu_backward_op, Autograd<&backward_autograd>{},
                                            Cpu<&prelu_backward_cpu>{}, Fake<&backward_meta>{},
                                            Composed<&compose_prelu_backward>{}};

@@ -1,5 +1,4 @@
-// Recurrent layers: autograd, fake kernels, autocast and registration.
-#include <ATen/autocast_mode.h>
+// Recurrent layers: autograd, fake kernels and registration.
 #include <ATen/ops/empty.h>
 
 #include "core/activation.h"
@@ -417,53 +416,14 @@ struct LstmBackward {
   }
 };
 
-// ---- autocast -----------------------------------------------------------------------------------
-
-// As PyTorch's layers: in the device's lower precision, but GRU on the CPU, whose input decides.
-template <class F, c10::DeviceType device, class Schema>
-struct Autocast;
-
-template <class F, c10::DeviceType device, class Results, class... A>
-struct Autocast<F, device, Results(A...)> {
-  static Results call(A... a) {
-    const RecurrentCall given = F::call(a...);
-    const at::ScalarType lower = at::autocast::get_lower_precision_fp_from_device_type(device);
-    const bool as_given = std::is_same_v<F, Gru> && device == c10::kCPU;
-    const at::ScalarType dtype =
-        as_given && given.input.defined() && given.input.scalar_type() != lower ? at::kFloat
-                                                                                : lower;
-    const c10::impl::ExcludeDispatchKeyGuard guard(
-        at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    return F::op.call(cast(dtype, a)...);
-  }
-
- private:
-  static Tensor cast(at::ScalarType dtype, const Tensor& t) {
-    return at::autocast::cached_cast(dtype, t, device);
-  }
-  static std::vector<Tensor> cast(at::ScalarType dtype, at::TensorList tensors) {
-    return at::autocast::cached_cast(dtype, tensors, device);
-  }
-  static OptionalTensor cast(at::ScalarType dtype, const OptionalTensor& t) {
-    return at::autocast::cached_cast(dtype, t, device);  // lengths are no numbers to cast
-  }
-  template <class T>
-  static T cast(at::ScalarType, T value) {
-    return value;
-  }
-};
+// ---- registration -------------------------------------------------------------------------------
 
 template <class F, class Schema, class TrainingSchema>
 struct Registrations {
   using Own = Forward<F, Schema>;
   using OwnTraining = Training<F, TrainingSchema>;
-  const Registration forward{F::op,
-                             fastact::Autograd<&Own::autograd>{},
-                             Cpu<&Own::cpu>{},
-                             Fake<&Own::fake>{},
-                             Composed<&Own::composed>{},
-                             AutocastCpu<&Autocast<F, c10::kCPU, Schema>::call>{},
-                             AutocastCuda<&Autocast<F, c10::kCUDA, Schema>::call>{}};
+  const Registration forward{F::op, fastact::Autograd<&Own::autograd>{}, Cpu<&Own::cpu>{},
+                             Fake<&Own::fake>{}, Composed<&Own::composed>{}};
   const Registration training{F::training_op, fastact::Autograd<&OwnTraining::autograd>{},
                               Cpu<&OwnTraining::cpu>{}, Fake<&OwnTraining::fake>{},
                               Composed<&OwnTraining::composed>{}};

@@ -1,8 +1,8 @@
 // One step of a layer: the sequence operators with a sequence of one step.
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include "core/autocast.h"
 #include "ops/recurrent/recurrent.h"
 
 namespace fastact {
@@ -88,54 +88,18 @@ std::tuple<Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& hx, cons
   return {std::get<1>(results).squeeze(0), std::get<2>(results).squeeze(0)};
 }
 
-// Under autocast as PyTorch's cells. On the CPU it casts their products alone: a state keeps its
-// dtype, but for a plain cell's.
-template <c10::DeviceType device>
-struct CellAutocast {
-  static at::ScalarType lower() {
-    return at::autocast::get_lower_precision_fp_from_device_type(device);
-  }
-  static at::ScalarType state_dtype(const Tensor& input) {
-    return device == c10::kCPU && input.defined() && input.scalar_type() != lower() ? at::kFloat
-                                                                                    : lower();
-  }
-  template <class Cell, class... A>
-  static auto run(at::ScalarType dtype, const Cell& cell, const A&... a) {
-    const c10::impl::ExcludeDispatchKeyGuard guard(
-        at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    return cell(at::autocast::cached_cast(dtype, a, device)...);
-  }
-
-  static Tensor rnn(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
-                    const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                    c10::string_view nonlinearity) {
-    const auto cell = [&](const auto&... a) { return rnn_cell(a..., nonlinearity); };
-    return run(lower(), cell, input, hx, w_ih, w_hh, b_ih, b_hh);
-  }
-  static Tensor gru(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
-                    const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
-    return run(state_dtype(input), gru_cell, input, hx, w_ih, w_hh, b_ih, b_hh);
-  }
-  static std::tuple<Tensor, Tensor> lstm(const Tensor& input, const Tensor& hx, const Tensor& cx,
-                                         const Tensor& w_ih, const Tensor& w_hh,
-                                         const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
-    return run(state_dtype(input), lstm_cell, input, hx, cx, w_ih, w_hh, b_ih, b_hh);
-  }
-
-  static void implement(torch::Library& m) {
-    m.impl("rnn_cell", TORCH_FN(rnn));
-    m.impl("gru_cell", TORCH_FN(gru));
-    m.impl("lstm_cell", TORCH_FN(lstm));
-  }
-};
-
 TORCH_LIBRARY_IMPL(fastact, CompositeImplicitAutograd, m) {
   m.impl("rnn_cell", TORCH_FN(rnn_cell));
   m.impl("gru_cell", TORCH_FN(gru_cell));
   m.impl("lstm_cell", TORCH_FN(lstm_cell));
 }
-TORCH_LIBRARY_IMPL(fastact, AutocastCPU, m) { CellAutocast<c10::kCPU>::implement(m); }
-TORCH_LIBRARY_IMPL(fastact, AutocastCUDA, m) { CellAutocast<c10::kCUDA>::implement(m); }
+
+const bool register_autocast = [] {
+  for (const char* name : {"rnn_cell", "gru_cell", "lstm_cell"}) {
+    implement_autocast(name);
+  }
+  return true;
+}();
 
 }  // namespace
 }  // namespace fastact

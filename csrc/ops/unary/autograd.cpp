@@ -1,7 +1,6 @@
 // Autograd of the unary activations, their fake kernels, and the ATen composition for every backend
 // without kernels of its own.
 #include <ATen/FunctionalTensorWrapper.h>
-#include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
@@ -189,14 +188,6 @@ Tensor backward_composed(const Activation& activation, const Tensor& grad, const
   return activation.compose_backward(grad, saved, parameters);
 }
 
-// CUDA's autocast runs softplus in float32.
-Tensor softplus_fp32(const Tensor& self, double beta, double threshold) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKey::AutocastCUDA);
-  const double parameters[] = {beta, threshold};
-  return find_activation("softplus")
-      ->call(at::autocast::cached_cast(at::kFloat, self, c10::DeviceType::CUDA), parameters);
-}
-
 // The kernels are the rows' own: one set of functions serves every activation.
 bool register_all() {
   const auto implement = [](const auto& kernels) {
@@ -214,7 +205,9 @@ bool register_all() {
   implement_for(kCpuKeys, implement(cpu));
   implement_for(kFakeKeys, implement(meta));
   implement_for(kComposedKeys, implement(composed));
-  AutocastCuda<&softplus_fp32>::implement("softplus");
+  for (const Activation& activation : activations()) {
+    implement_autocast(activation.name);
+  }
   return true;
 }
 
