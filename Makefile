@@ -52,9 +52,11 @@ architectures: .venv/installed .venv/architectures-tools ## run advise on public
 
 peers: .venv/installed .venv/peers-tools ## install the other systems that the benchmarks compare with
 
-lint: .venv/lint-tools ## check style and formatting
+# mypy reads PyTorch and matplotlib, and no library that a build makes.
+lint: .venv/lint-tools .venv/test-tools .venv/torch-$(TORCH) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	@! git grep --untracked -nIE '(^|[^A-Za-z0-9_.])/(work|home|root|Users)/' || \
 	  { echo "a path of somebody's machine must not be committed"; exit 1; }

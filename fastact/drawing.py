@@ -116,7 +116,7 @@ def plot(
     return figure
 
 
-def _style(colours: dict[str, str]) -> dict[str, Any]:
+def _style(colours: dict[str, str]) -> Any:
     return {
         "font.size": 9,
         "axes.titlesize": 11,
@@ -176,10 +176,10 @@ def _draw_curve(axes: Axes, curve: Curve, colours: dict[str, str]) -> None:
     )
     if curve.x[0] <= 0 <= curve.x[-1]:
         axes.plot([0], [curve.at_zero], "o", color=colours["curve"], markersize=4.5, label="_zero")
-    low = min(curve.y.min(), curve.derivative.min())
-    high = max(curve.y.max(), curve.derivative.max())
+    low = min(curve.y.min().item(), curve.derivative.min().item())
+    high = max(curve.y.max().item(), curve.derivative.max().item())
     # What is unbounded is cut off where the bounded part can still be seen.
-    low, high = max(float(low), -4.0), min(float(high), 4.0)
+    low, high = max(low, -4.0), min(high, 4.0)
     margin = 0.06 * (high - low)
     axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(curve.x[0].item(), curve.x[-1].item())

@@ -7,7 +7,7 @@ it. (Importing that module takes 2 ms.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def _recurrent_backward(states: int) -> Any:
     return formula
 
 
-_FORMULAS = {
+_FORMULAS: dict[Any, Callable[..., int]] = {
     ops.linear: _linear,
     ops.linear_training: _linear,
     ops.linear_packed: _linear_packed,

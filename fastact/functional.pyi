@@ -4,6 +4,41 @@ from typing import Any
 
 import torch
 
+__all__ = [  # noqa: RUF022
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "silu",
+    "mish",
+    "sigmoid",
+    "logsigmoid",
+    "tanh",
+    "hardtanh",
+    "hardsigmoid",
+    "hardswish",
+    "softplus",
+    "softsign",
+    "tanhshrink",
+    "softshrink",
+    "hardshrink",
+    "threshold",
+    "glu",
+    "swiglu",
+    "geglu",
+    "reglu",
+    "gelu",
+    "linear",
+    "log_softmax",
+    "masked_softmax",
+    "prelu",
+    "rrelu",
+    "softmax",
+    "softmin",
+]
+
 def relu(
     input: torch.Tensor,
     inplace: bool = False,

@@ -7,6 +7,7 @@ nothing but PyTorch and the installed package, so that it can be run where fasta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -85,10 +86,14 @@ def _comparisons(device: torch.device) -> Iterator[tuple[str, str, Callable[[], 
     for dtype in DTYPES:
         text = str(dtype).removeprefix("torch.")
         for case in CASES:
-            yield f"{case}", text, lambda c=case, d=dtype: _compare_values(c, d, device)
-            yield f"{case} gradient", text, lambda c=case, d=dtype: _compare_gradients(c, d, device)
+            yield f"{case}", text, functools.partial(_compare_values, case, dtype, device)
+            yield (
+                f"{case} gradient",
+                text,
+                functools.partial(_compare_gradients, case, dtype, device),
+            )
         for fused in FUSED_CASES:
-            yield f"linear {fused}", text, lambda f=fused, d=dtype: _compare_linear(f, d, device)
+            yield f"linear {fused}", text, functools.partial(_compare_linear, fused, dtype, device)
     yield "convert", "float32", lambda: _compare_converted(device)
 
 
@@ -115,12 +120,13 @@ def _compare_gradients(case: Any, dtype: torch.dtype, device: torch.device) -> N
 def _compare_linear(fused: FusedCase, dtype: torch.dtype, device: torch.device) -> None:
     x, weight, bias = (torch.randn(s).to(device, dtype) for s in ((5, 34), (20, 34), (20,)))
     slope = (torch.rand(20).to(device, dtype),) if fused.learnable else ()
-    keywords = {"slope": slope[0]} if slope else {}
+    keywords: dict[str, Any] = {"activation": fused.name, **fused.parameters}
+    keywords |= {"slope": slope[0]} if slope else {}
     results = []
     for ours in (True, False):
         inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
         if ours:
-            y = functional.linear(*inputs, fused.name, **fused.parameters, **keywords)
+            y = functional.linear(inputs[0], inputs[1], inputs[2], **keywords)
         else:
             y = fused.twin(torch.nn.functional.linear(*inputs), *slope)
         results.append([y, *torch.autograd.grad(y.float().square().sum(), inputs)])
@@ -136,7 +142,7 @@ def _compare_converted(device: torch.device) -> None:
     torch.testing.assert_close(fastact.convert(model)(x), model(x).detach(), rtol=1e-4, atol=1e-5)
 
 
-def _tolerances(dtype: torch.dtype, linear: bool = False) -> dict[str, float]:
+def _tolerances(dtype: torch.dtype, linear: bool = False) -> dict[str, Any]:
     # Sums of products are formed in another order, and what they cancel to is compared.
     scale = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
     return {"rtol": scale[dtype], "atol": scale[dtype] * (10 if linear else 1)}

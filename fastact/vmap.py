@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ def _named(operator: Any, given: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip([a.name for a in arguments], [*given, *defaults], strict=True))
 
 
+@overload
+def _to_front(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor: ...
+@overload
+def _to_front(tensor: None, dim: int | None, batch_size: int) -> None: ...
 def _to_front(tensor: Tensor | None, dim: int | None, batch_size: int) -> Tensor | None:
     """The batch dimension first; one is expanded where there is none."""
     if tensor is None:
@@ -197,7 +201,9 @@ def _backward(row: Layer, operator: Any) -> _Rule:
             _to_front(named[name], dims[name], info.batch_size) for name in ("input", "weight")
         )
         geometry = _geometry(named)
-        makers = [functools.partial(make, dz, input, weight, *geometry) for make in row.gradients]
+        makers: list[Callable[[], Any]] = [
+            functools.partial(make, dz, input, weight, *geometry) for make in row.gradients
+        ]
         makers += [lambda: dslope, lambda: dz]
         none = dz.new_empty(info.batch_size, 0)
         found = [
@@ -286,25 +292,25 @@ def _in_turn(operator: Any, info: Any, in_dims: Any, *args: Any) -> tuple[Any, A
 
 def _rules() -> dict[str, _Rule]:
     """By the names of the operators."""
-    found = {"prelu": _prelu, "prelu_backward": _prelu_backward}
+    found: dict[str, _Rule] = {"prelu": _prelu, "prelu_backward": _prelu_backward}
     names = ["masked_softmax", "masked_softmax_backward"]
     for row in REGISTRY.values():
         in_place = [row.name + "_"] if row.family == "unary" else []
         names += [row.name, row.name + "_backward", *in_place]
     for name in names:
-        row = REGISTRY.get(name.removesuffix("_backward"))
-        takes_scalars = row is None or not row.halves_dimension
+        known = REGISTRY.get(name.removesuffix("_backward"))
+        takes_scalars = known is None or not known.halves_dimension
         found.setdefault(name, _batched(getattr(ops, name), takes_scalars))
-    for row in LAYERS.values():
+    for layer in LAYERS.values():
         for kind in ("", "_training", "_packed"):
-            found[row.name + kind] = _forward(row, getattr(ops, row.name + kind))
-        found[row.name + "_backward"] = _backward(row, getattr(ops, row.name + "_backward"))
-    for layer in RECURRENT_LAYERS:
-        found[layer.name] = _recurrent(layer.operator())
+            found[layer.name + kind] = _forward(layer, getattr(ops, layer.name + kind))
+        found[layer.name + "_backward"] = _backward(layer, getattr(ops, layer.name + "_backward"))
+    for recurrent in RECURRENT_LAYERS:
+        found[recurrent.name] = _recurrent(recurrent.operator())
         # In training the reserve, which only the kernel can read, must be one for each element:
         # their gradients of the weights are.
         for kind in ("_training", "_backward"):
-            found[layer.name + kind] = functools.partial(_in_turn, layer.operator(kind))
+            found[recurrent.name + kind] = functools.partial(_in_turn, recurrent.operator(kind))
     for name in TWINS:
         found.setdefault(name, functools.partial(_in_turn, getattr(ops, name)))
     return found

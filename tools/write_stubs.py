@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 from fastact import functional  # noqa: E402
 from fastact.nn import activations  # noqa: E402
 
-# In a stub every name without an underscore is public, so __all__ is not repeated.
 HEADER = "# Made by tools/write_stubs.py from the imported module. Do not edit.\n"
 
 
@@ -39,15 +39,19 @@ def _definition(name: str, function: Callable[..., Any], indent: str = "") -> It
     yield f"{indent}) -> {inspect.formatannotation(signature.return_annotation)}: ..."
 
 
+def _all(module: ModuleType) -> list[str]:
+    return ["__all__ = [  # noqa: RUF022", *(f'    "{name}",' for name in module.__all__), "]"]
+
+
 def functions() -> str:
-    lines = [HEADER, "from typing import Any", "", "import torch", ""]
+    lines = [HEADER, "from typing import Any", "", "import torch", "", *_all(functional), ""]
     for name in functional.__all__:
         lines += _definition(name, getattr(functional, name))
     return "\n".join(lines) + "\n"
 
 
 def modules() -> str:
-    lines = [HEADER, "import torch"]
+    lines = [HEADER, "import torch", "", *_all(activations)]
     for name in activations.__all__:
         module = getattr(activations, name)
         lines += ["", f"class {name}(torch.nn.{module.__base__.__name__}):"]

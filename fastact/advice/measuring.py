@@ -44,7 +44,7 @@ def measure(
     units = values.shape[features]
     values = values[None]  # a dimension of examples, also where there is one example
     others = tuple(dim for dim in range(values.dim()) if dim != features + 1)
-    found = {"units": units, "examples": values.numel() // units}
+    found: dict[str, float] = {"units": units, "examples": values.numel() // units}
     if rectifier:
         # Exact zeros come from a layer that was initialised with zeros, or from dead units before.
         silent = (values <= 0).all(others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,9 +123,10 @@ def _merge_neighbours(
 
 
 # ---- whether two layers merge ------------------------------------------------------------------
+# (PyTorch types each attribute of a module as Tensor | Module: layers are Any from here on.)
 
 
-def obstacle(first: nn.Module, second: nn.Module) -> str | None:
+def obstacle(first: Any, second: Any) -> str | None:
     """Why the two, one called on the other's result, do not merge; None where they do."""
     for layer in (first, second):
         if type(layer) not in _LAYERS:
@@ -150,7 +152,7 @@ def obstacle(first: nn.Module, second: nn.Module) -> str | None:
     return None
 
 
-def _obstacle_of_padding(first: nn.Module, second: nn.Module) -> str | None:
+def _obstacle_of_padding(first: Any, second: Any) -> str | None:
     one, other = _padding(first), _padding(second)
     if one is None or other is None:
         return 'padding="same" of an even kernel is not symmetric'
@@ -168,7 +170,7 @@ def _obstacle_of_padding(first: nn.Module, second: nn.Module) -> str | None:
     return None
 
 
-def _padding(conv: nn.Module) -> tuple[int, ...] | None:
+def _padding(conv: Any) -> tuple[int, ...] | None:
     """Of each dimension, on both ends; None where the ends differ."""
     if not isinstance(conv.padding, str):
         return tuple(conv.padding)
@@ -182,11 +184,11 @@ def _padding(conv: nn.Module) -> tuple[int, ...] | None:
 
 
 @torch.no_grad()
-def _merge(first: nn.Module, second: nn.Module) -> nn.Module:
+def _merge(first: Any, second: Any) -> nn.Module:
     """Both as one layer; they merge."""
     if isinstance(first, _CONVOLUTIONS):
         weight, settings = _merged_convolution(first, second)
-        layer = type(first)(weight.shape[1], weight.shape[0], device="meta", **settings)
+        layer: Any = type(first)(weight.shape[1], weight.shape[0], device="meta", **settings)
     else:
         weight = second.weight.double() @ first.weight.double()
         layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
@@ -204,7 +206,7 @@ def _merge(first: nn.Module, second: nn.Module) -> nn.Module:
     return layer.eval()
 
 
-def _dense(conv: nn.Module) -> Tensor:
+def _dense(conv: Any) -> Tensor:
     """The weight as that of an ungrouped convolution, in float64."""
     weight = conv.weight.double()
     outputs, inputs = conv.out_channels // conv.groups, conv.in_channels // conv.groups
@@ -215,10 +217,16 @@ def _dense(conv: nn.Module) -> Tensor:
     return dense
 
 
-def _merged_convolution(first: nn.Module, second: nn.Module) -> tuple[Tensor, dict[str, object]]:
+def _pixels(conv: Any) -> Iterator[Any]:
+    """Where the weights of its kernel lie."""
+    return itertools.product(*map(range, conv.kernel_size))
+
+
+def _merged_convolution(first: Any, second: Any) -> tuple[Tensor, dict[str, Any]]:
     # A pixel of the second's result reads the first's result at v * dilation2, each of which reads
     # the input at stride1 * v * dilation2 + u * dilation1.
-    kernel, dilation = [], []
+    kernel: list[int] = []
+    dilation: list[int] = []
     for k1, k2, s1, d1, d2 in zip(
         first.kernel_size,
         second.kernel_size,
@@ -232,25 +240,21 @@ def _merged_convolution(first: nn.Module, second: nn.Module) -> tuple[Tensor, di
         kernel.append(((k1 - 1) * d1 + (k2 - 1) * s1 * d2) // step + 1)
     one, other = _dense(first), _dense(second)
     merged = one.new_zeros(other.shape[0], one.shape[1], *kernel)
-    for u in itertools.product(*map(range, first.kernel_size)):
-        for v in itertools.product(*map(range, second.kernel_size)):
-            place = tuple(
+    for u in _pixels(first):
+        for v in _pixels(second):
+            place: Any = tuple(
                 (i * d1 + j * s1 * d2) // step
                 for i, j, s1, d1, d2, step in zip(
                     u, v, first.stride, first.dilation, second.dilation, dilation, strict=True
                 )
             )
-            merged[(slice(None), slice(None), *place)] += (
-                other[(slice(None), slice(None), *v)] @ one[(slice(None), slice(None), *u)]
-            )
-    padded = any(_padding(second))
+            merged[..., *place] += other[..., *v] @ one[..., *u]
+    pads = [pad or () for pad in (_padding(first), _padding(second))]
+    padded = any(pads[1])
     return merged, {
         "kernel_size": tuple(kernel),
         "stride": tuple(a * b for a, b in zip(first.stride, second.stride, strict=True)),
-        "padding": tuple(
-            p1 + s1 * p2
-            for p1, p2, s1 in zip(_padding(first), _padding(second), first.stride, strict=True)
-        ),
+        "padding": tuple(p1 + s1 * p2 for p1, p2, s1 in zip(*pads, first.stride, strict=True)),
         "dilation": tuple(dilation),
         "padding_mode": (second if padded else first).padding_mode,
     }

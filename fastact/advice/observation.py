@@ -37,7 +37,7 @@ from fastact.advice.preservation import Preservation, eager, storage_of
 from fastact.module_stack import ModuleStack
 
 _LIBRARIES = tuple(
-    os.path.dirname(os.path.abspath(module.__file__)) + os.sep
+    os.path.dirname(os.path.abspath(str(module.__file__))) + os.sep
     for module in (torch, sys.modules["fastact"])
 )
 
@@ -49,7 +49,7 @@ _READ_NOTHING = frozenset(
 )
 
 
-_SET_DATA = Tensor.data.__set__  # tensor.data = ...
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # tensor.data = ...
 
 # They return some of the values along a dimension.
 _PARTS = frozenset({"split", "chunk", "tensor_split", "narrow"})
@@ -482,7 +482,7 @@ class _Elements(NamedTuple):
 
 
 def _elements(tensor: Tensor) -> _Elements:
-    return _Elements(tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+    return _Elements(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 
 def _overlap(one: _Elements, other: _Elements) -> bool:

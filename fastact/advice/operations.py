@@ -67,7 +67,8 @@ LOSS_CLASSES: Mapping[type, str] = {
 }
 
 # Functions that have no row of their own: one of the same kind.
-_ROWS: Mapping[str, Activation] = REGISTRY | {
+_ROWS: Mapping[str, Activation] = {
+    **REGISTRY,
     "masked_softmax": REGISTRY["softmax"],
     "rrelu": REGISTRY["leaky_relu"],
     "softmin": REGISTRY["softmax"],
@@ -212,10 +213,11 @@ def steps(
     name = name_of(func)
     if is_of_fastact(func):
         schema = getattr(func, "overloadpacket", func).default._schema
-        named = {a.name: value for a, value in zip(schema.arguments, args, strict=False)} | kwargs
+        given = {a.name: value for a, value in zip(schema.arguments, args, strict=False)}
+        named = {**given, **kwargs}
         if "weight" in named and "activation" in named:
             return _fused(name, named)
-    named = dict(zip(_SIGNATURES.get(name, ()), args, strict=False)) | kwargs
+    named = {**dict(zip(_SIGNATURES.get(name, ()), args, strict=False)), **kwargs}
     if "self" in named:
         named["input"] = named.pop("self")
     return [_single(name, named, (*args, *kwargs.values()), is_data, is_learned)]
@@ -246,7 +248,7 @@ def _single(
         activation = _ACTIVATIONS[name]
         if activation in FORMS:
             argument, names = FORMS[activation]
-            activation = names.get(named.get(argument), activation)
+            activation = names.get(named.get(argument, ""), activation)
         return Call(activation, Kind.ACTIVATION, named)
     if name in LOSSES:
         return Call(name, Kind.LOSS, named)
@@ -303,7 +305,7 @@ def softmax_dimension(named: Mapping[str, Any], rank: int) -> int | None:
     return dim % max(rank, 1) if isinstance(dim, int) else None
 
 
-def share(part: int, whole: int) -> float:
+def share(part: float, whole: float) -> float:
     """A share of what may be empty."""
     return part / whole if whole else math.nan
 

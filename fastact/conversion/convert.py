@@ -72,9 +72,10 @@ def survey(model: Module, frozen: bool, accepts: Callable[[str], Any]) -> Survey
     modules = dict(model.named_modules())
     fates: dict[str, list[str]] = {}
     failures: dict[str, str] = {}
-    left_out = []
+    left_out: list[Module] = []
+    replaced: tuple[type[Module], ...] = (*LAYER_TYPES, *TWINS)
     for name, module in modules.items():
-        if not isinstance(module, (*LAYER_TYPES, *TWINS)):
+        if not isinstance(module, replaced):
             continue
         if not accepts(name):
             left_out.append(module)

@@ -94,7 +94,7 @@ def recurrent_obstacle(module: Module) -> str | None:
     """Why a module of these classes, or derived from them, keeps their forward."""
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "it is parametrized"
-    owner = next(kind for kind in type(module).__mro__ if kind in RECURRENT)
+    owner: Any = next(kind for kind in type(module).__mro__ if kind in RECURRENT)
     if owner.forward is not RECURRENT[owner]:
         return "its class has another forward by now"
     return None
@@ -103,7 +103,9 @@ def recurrent_obstacle(module: Module) -> str | None:
 # ---- activations as modules --------------------------------------------------------------------
 
 # torch.nn's activation modules and fastact's.
-TWINS = {getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__}
+TWINS: dict[type[Module], type[Module]] = {
+    getattr(torch.nn, name): getattr(nn, name) for name in nn.activations.__all__
+}
 
 
 class KnownActivation(NamedTuple):
@@ -188,7 +190,7 @@ FOREIGN = {
     "timm.layers.activations.Swish": Foreign("silu"),
     "timm.layers.activations.Tanh": Foreign("tanh"),
     "timm.layers.drop.DropPath": Foreign(
-        idle=lambda module: module.training is False or module.drop_prob == 0.0
+        idle=lambda module: module.training is False or bool(module.drop_prob == 0.0)
     ),
     "transformers.activations.FastGELUActivation": Foreign("gelu_tanh"),
     "transformers.activations.GELUActivation": Foreign(holds="act"),
@@ -269,7 +271,9 @@ def _idle_dropout(p: Any = 0.5, training: Any = True, inplace: Any = False) -> b
     return training is False and type(p) in (int, float) and 0 <= p <= 1
 
 
-def of_call(target: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Epilogue | None:
+def of_call(
+    target: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = {}
+) -> Epilogue | None:
     """The activation that a call of a function, or of the method of that name, is: with these
     arguments after the input. IDLE for a dropout that does nothing; None for anything else."""
     if target is _DROPOUT:
@@ -382,7 +386,9 @@ def unknown_layer(layer: Any) -> str:
     return "it is no layer that fastact computes"
 
 
-def epilogue_of(f: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Epilogue | str:
+def epilogue_of(
+    f: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = {}
+) -> Epilogue | str:
     """The activation that a callable is now, IDLE, or why it is none."""
     kind = type(f)
     if kind in _FUNCTION_TYPES:
@@ -410,15 +416,15 @@ def epilogue_of(f: Any, args: tuple = (), kwargs: Mapping[str, Any] = {}) -> Epi
     other = foreign(kind)
     if other is None:
         return "it is no activation that fastact knows"
-    row, forward = other
+    of_others, forward = other
     reason = interference(f, forward)
     if reason is not None:
         return reason
-    if row.idle is not None:
-        return IDLE if row.idle(f) else "it may drop something"
-    if row.holds:
-        return epilogue_of(f.__dict__.get(row.holds, f._modules.get(row.holds)))
-    return Epilogue(row.name)
+    if of_others.idle is not None:
+        return IDLE if of_others.idle(f) else "it may drop something"
+    if of_others.holds:
+        return epilogue_of(f.__dict__.get(of_others.holds, f._modules.get(of_others.holds)))
+    return Epilogue(of_others.name)
 
 
 def role_of(value: Any) -> Role:

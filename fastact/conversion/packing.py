@@ -64,22 +64,23 @@ def packed(row: Layer, weight: Tensor) -> Tensor:
 
 
 def folded(
-    row: Layer, weight: Tensor, bias: Tensor | None, norm: torch.nn.Module
+    row: Layer, weight: Tensor, bias: Tensor | None, norm: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weight and the bias of a layer with the norm after it, in evaluation; and that weight
     packed."""
-    own, buffers = norm._parameters, norm._buffers
-    tensors = (
+    parameters, buffers = norm._parameters, norm._buffers
+    tensors: tuple[Any, ...] = (
         weight,
         bias,
         buffers["running_mean"],
         buffers["running_var"],
-        own["weight"],
-        own["bias"],
+        parameters["weight"],
+        parameters["bias"],
     )
 
     def make() -> tuple[Tensor, Tensor, Tensor]:
-        w, b, mean, var, gamma, beta = (None if t is None else t.detach() for t in tensors)
+        own: list[Any] = [None if t is None else t.detach() for t in tensors]
+        w, b, mean, var, gamma, beta = own
         b = torch.zeros_like(mean) if b is None else b
         gamma = torch.ones_like(mean) if gamma is None else gamma
         beta = torch.zeros_like(mean) if beta is None else beta

@@ -33,7 +33,7 @@ class Method(NamedTuple):
 
     owner: type
     name: str
-    function: types.FunctionType
+    function: Any  # a types.FunctionType
 
     @property
     def label(self) -> str:
@@ -60,7 +60,7 @@ def _own_methods(owner: type) -> Iterator[Method]:
 _SEQUENTIAL = torch.nn.Sequential.forward
 
 
-def _function(method: Method, roles: Roles, frozen: bool) -> types.FunctionType | None:
+def _function(method: Method, roles: Roles, frozen: bool) -> Callable[..., Any] | None:
     """The method with its sites; None where it has none. Raises Left."""
     function, wrappers = source.unwrapped(method.function)
     is_property = isinstance(vars(method.owner)[method.name], property)
@@ -115,7 +115,7 @@ def _function(method: Method, roles: Roles, frozen: bool) -> types.FunctionType 
 
     scope = function.__globals__
     traced.cell_contents = closed(lambda plan: Site(plan, scope).__call__, True)
-    result = closed(lambda plan: _C.Site(Site(plan, scope)), False)
+    result: Callable[..., Any] = closed(lambda plan: _C.Site(Site(plan, scope)), False)
     for wrapper in reversed(wrappers):
         result = _rewrapped(wrapper, result)
     if wrappers:
@@ -123,7 +123,7 @@ def _function(method: Method, roles: Roles, frozen: bool) -> types.FunctionType 
     return result
 
 
-def _run_sequence(sequential: Module, value: Any, frozen: bool) -> Any:
+def _run_sequence(sequential: torch.nn.Sequential, value: Any, frozen: bool) -> Any:
     return run_sequence(iter(sequential), value, frozen)
 
 
@@ -144,13 +144,13 @@ def _dressed(
 def _rewrapped(wrapper: source.Wrapper, inner: Any) -> types.FunctionType:
     """The same wrapper around another function."""
     function, held = wrapper
-    closure = tuple(types.CellType(inner) if c is held else c for c in function.__closure__)
+    closure = tuple(types.CellType(inner) if c is held else c for c in function.__closure__ or ())
     made = _dressed(function.__code__, closure, function)
-    made.__wrapped__ = inner
+    made.__wrapped__ = inner  # type: ignore[attr-defined]
     return made
 
 
-def _while_current(method: Method, made: types.FunctionType) -> types.FunctionType:
+def _while_current(method: Method, made: Callable[..., Any]) -> Callable[..., Any]:
     """made, as long as the class has the method that it was made of."""
     owner, name, member = method.owner, method.name, vars(method.owner)[method.name]
 
@@ -218,17 +218,19 @@ def _shadow(owner: type, roles: Roles, frozen: bool) -> type | None:
         except Left:
             continue
         value = vars(owner)[method.name]
-        if function is not None and isinstance(value, property):
-            function = property(function, value.fset, value.fdel, value.__doc__)
         if function is not None:
-            members[method.name] = function
+            members[method.name] = (
+                property(function, value.fset, value.fdel, value.__doc__)
+                if isinstance(value, property)
+                else function
+            )
     if not members:
         return None
     return type(owner.__name__, (), {"__module__": owner.__module__, **members})
 
 
 def _made(kind: type, bases: tuple[type, ...], roles: Roles, frozen: bool) -> type:
-    def __reduce_ex__(self: Module, protocol: Any) -> tuple[Any, ...]:
+    def __reduce_ex__(self: Any, protocol: Any) -> tuple[Any, ...]:
         function, arguments, *rest = super(made, self).__reduce_ex__(protocol)
         arguments = tuple(kind if argument is made else argument for argument in arguments)
         plain = {path: role.value for path, role in roles.items()}
@@ -244,7 +246,7 @@ def _made(kind: type, bases: tuple[type, ...], roles: Roles, frozen: bool) -> ty
     }
     # Past a metaclass of the user's, but for what makes a class abstract.
     creator = abc.ABCMeta if issubclass(type(kind), abc.ABCMeta) else type
-    made = creator.__new__(type(kind), kind.__name__, bases, members)
+    made: Any = creator.__new__(type(kind), kind.__name__, bases, members)
     return made
 
 

@@ -117,7 +117,8 @@ def _global(scope: dict[str, Any], name: str) -> Any:
 
 
 _MODULE_TYPE = type(torch)
-_get_attribute, _get_missing = object.__getattribute__, torch.nn.Module.__getattr__
+_get_attribute: Any = object.__getattribute__
+_get_missing = torch.nn.Module.__getattr__
 
 
 def peek(owner: Any, name: str) -> Any:
@@ -183,8 +184,11 @@ def observing(told: Callable[..., None]) -> Iterator[None]:
         _C.observe_sites(before is not None)
 
 
-def _observed() -> bool:
-    return _observer is not None and _observer.thread == threading.get_ident()
+def _observed() -> Observer | None:
+    """Who observes this thread."""
+    if _observer is not None and _observer.thread == threading.get_ident():
+        return _observer
+    return None
 
 
 def disturbance() -> str | None:
@@ -192,7 +196,7 @@ def disturbance() -> str | None:
     what calls modules."""
     if is_dynamo_compiling():  # which lets nobody else watch, and cannot ask
         return None
-    if (_function_mode() or _dispatch_modes() > _observed()) and not is_exporting():
+    if (_function_mode() or _dispatch_modes() > (_observed() is not None)) and not is_exporting():
         return "a mode watches every operator"
     if _tracing_state() is not None:
         return "torch.jit.trace records it"
@@ -209,7 +213,7 @@ KEEPS_RESULT = frozenset(row.name for row in REGISTRY.values() if row.twin_saves
 class Fusion:
     """A layer with those links after it that one operator computes."""
 
-    def __init__(self, row: Layer, layer: torch.nn.Module, value: Tensor, frozen: bool) -> None:
+    def __init__(self, row: Layer, layer: Any, value: Tensor, frozen: bool) -> None:
         own = layer._parameters
         self.row, self.layer, self.value, self.frozen = row, layer, value, frozen
         self.weight, self.bias = own["weight"], own["bias"]
@@ -263,7 +267,7 @@ class Fusion:
         self.taken.append("residual")
         return None
 
-    def _fold(self, norm: torch.nn.Module) -> str | None:
+    def _fold(self, norm: Any) -> str | None:
         reason = interference(norm, NORM_TYPES[type(norm)])
         if reason is not None:
             return reason
@@ -276,7 +280,7 @@ class Fusion:
         if self.taken or self.epilogue is not None:
             return "it does not follow the layer at once"
         own, buffers = norm._parameters, norm._buffers
-        tensors = [own.get("weight", norm), own.get("bias", norm)]
+        tensors: list[Any] = [own.get("weight", norm), own.get("bias", norm)]
         running = [buffers.get("running_mean"), buffers.get("running_var")]
         features, dtype = self.weight.shape[:1], self.weight.dtype
         fits = all(
@@ -412,7 +416,8 @@ class Site:
         if whole < count:
             fusion, _ = fusion_of(layer, value, plan.frozen)
             for link in links[:whole]:
-                fusion.take(link, values, scope)
+                # It is the layer it was, so that it has a fusion again.
+                fusion.take(link, values, scope)  # type: ignore[union-attr]
         return fusion, whole, reason
 
     def __call__(self, *handed: Any) -> Any:
@@ -427,8 +432,8 @@ class Site:
             except _REFUSALS as error:
                 _raise_if_hooked()
                 fusion, count, reason = None, 0, f"the operator raises {type(error).__name__}"
-        if _observed():
-            _observer.told(plan, layer, fusion and fusion.taken, reason)
+        if observer := _observed():
+            observer.told(plan, layer, fusion and fusion.taken, reason)
         if fusion is None:
             value = layer(values[plan.input])
         for link in plan.links[count : self.own]:
@@ -441,7 +446,7 @@ class Site:
 
 def as_written(link: Link, value: Any, values: Sequence[Any], scope: dict[str, Any]) -> Any:
     """A link of the first statement, as Python runs it."""
-    function = None if link.callee is None else link.callee.now(values, scope)
+    function: Any = None if link.callee is None else link.callee.now(values, scope)
     if link.kind == METHOD:
         function = getattr(value, link.name)
     args = [operand.now(values, scope) for operand in link.args]
@@ -457,17 +462,18 @@ def as_written(link: Link, value: Any, values: Sequence[Any], scope: dict[str, A
 
 def run_sequence(modules: Iterator[torch.nn.Module], value: Any, frozen: bool) -> Any:
     """The modules one after the other, each layer with those after it that it can be fused with."""
-    following = next(modules, None)
+    following: Any = next(modules, None)
     while following is not None:
         layer, following = following, None
         fusion, reason = fusion_of(layer, value, frozen)
         if fusion is None:
-            if _observed() and type(layer) in LAYER_TYPES:
-                _observer.told(None, layer, None, reason)
+            if type(layer) in LAYER_TYPES and (observer := _observed()):
+                observer.told(None, layer, None, reason)
             value = layer(value)
             following = next(modules, None)
             continue
-        taken, stop = [], None
+        taken: list[Any] = []
+        stop = None
         for following in modules:
             if type(following) in LAYER_TYPES:
                 break
@@ -486,8 +492,8 @@ def run_sequence(modules: Iterator[torch.nn.Module], value: Any, frozen: bool) -
             result = layer(value)
             for module in taken:
                 result = module(result)
-        if _observed():
-            _observer.told(None, layer, fusion and fusion.taken, stop)
+        if observer := _observed():
+            observer.told(None, layer, fusion and fusion.taken, stop)
         value = result
     return value
 

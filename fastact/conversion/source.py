@@ -46,10 +46,16 @@ _SEES_LOCALS = {"locals", "vars", "dir", "eval", "exec", "_getframe", "currentfr
 
 
 @functools.lru_cache(maxsize=64)
-def _definitions(text: str, file: str, flags: int) -> tuple[dict, dict]:
+def _definitions(
+    text: str, file: str, flags: int
+) -> tuple[
+    dict[tuple[str, int], tuple[ast.FunctionDef, str | None]], dict[tuple[str, int], types.CodeType]
+]:
     """Of a file, by name and first line: the definitions, each with the class around it; and the
     codes that they are compiled to."""
-    found, codes, tree = {}, {}, ast.parse(text)
+    found: dict[tuple[str, int], tuple[ast.FunctionDef, str | None]] = {}
+    codes: dict[tuple[str, int], types.CodeType] = {}
+    tree = ast.parse(text)
 
     def walk(node: ast.AST, owner: str | None) -> None:
         for child in ast.iter_child_nodes(node):
@@ -115,8 +121,9 @@ def path_of(node: ast.expr, kind: str | None) -> tuple[str, Path] | None:
 
 
 def _mangled(name: str, kind: str | None) -> str:
-    private = kind and kind.strip("_") and name.startswith("__") and not name.endswith("__")
-    return f"_{kind.lstrip('_')}{name}" if private else name
+    if kind and kind.strip("_") and name.startswith("__") and not name.endswith("__"):
+        return f"_{kind.lstrip('_')}{name}"
+    return name
 
 
 def own_name(code: types.CodeType) -> str | None:
@@ -302,14 +309,16 @@ class Rewriter(ast.NodeTransformer):
             return None
         if any(k.arg is None for k in node.keywords):
             return None
-        if self._is_method(node) and (inner := self.chain(node.func.value)) is not None:
-            return self._with_link(inner, node, Link(METHOD, name=node.func.attr))
+        method = _method(node)
+        if method is not None and (inner := self.chain(method.value)) is not None:
+            return self._with_link(inner, node, Link(METHOD, name=method.attr))
         if not node.args:
             return None
         role = self.role(node.func)
         if role & Role.FOLLOWER:
             if self.global_value(node.func) is torch.add and len(node.args) == 2:
-                return None if node.keywords else self._sum(node, *node.args, node.func)
+                left, right = node.args
+                return None if node.keywords else self._sum(node, left, right, node.func)
             inner = self.chain(node.args[0])
             if inner is not None:
                 inner = _after(inner, node.func)
@@ -318,19 +327,23 @@ class Rewriter(ast.NodeTransformer):
             return _Chain(node, [node.func, node.args[0]], 0, 1, [])
         return None
 
-    def _is_method(self, node: ast.Call) -> bool:
-        return isinstance(node.func, ast.Attribute) and node.func.attr in METHODS
-
     def _with_link(self, inner: _Chain, node: ast.Call, link: Link) -> _Chain | None:
         """With the other arguments of a call, which Python reads after the chain inside."""
         order = [*inner.order]
         args = node.args if link.kind == METHOD else node.args[1:]
+        full = self._with_arguments(link, args, node.keywords, order)
+        return full and inner._replace(order=order, links=[*inner.links, full])
+
+    def _with_arguments(
+        self, link: Link, args: list[ast.expr], keywords: list[ast.keyword], order: list[ast.expr]
+    ) -> Link | None:
         late = [self.late(a, order) for a in args]
-        kwargs = [(k.arg, self.late(k.value, order)) for k in node.keywords]
-        if None in late or any(operand is None for _, operand in kwargs):
+        named = [(k.arg, self.late(k.value, order)) for k in keywords]
+        read = tuple(operand for operand in late if operand is not None)
+        kwargs = tuple((name, operand) for name, operand in named if name and operand is not None)
+        if len(read) < len(late) or len(kwargs) < len(named):
             return None
-        link = link._replace(args=tuple(late), kwargs=tuple(kwargs))
-        return inner._replace(order=order, links=[*inner.links, link])
+        return link._replace(args=read, kwargs=kwargs)
 
     def _sum(
         self, node: ast.expr, left: ast.expr, right: ast.expr, function: ast.expr | None
@@ -349,18 +362,22 @@ class Rewriter(ast.NodeTransformer):
         inner = _after(inner, *before)
         order = [*inner.order]
         other = self.late(right, order)
+        if other is None:
+            return None
         link = Link(SUM, callee, args=(other,))
-        return other and inner._replace(order=order, links=[*inner.links, link])
+        return inner._replace(order=order, links=[*inner.links, link])
 
     def visit(self, node: ast.AST) -> Any:
-        chain = self.chain(node) if isinstance(node, ast.expr) else None
-        if chain is not None and (site := self._site(chain, node, 1)) is not None:
-            return site
+        if isinstance(node, ast.expr) and (chain := self.chain(node)) is not None:
+            site = self._site(chain, node, 1)
+            if site is not None:
+                return site
         return super().visit(node)
 
-    def _site(self, chain: _Chain, node: ast.AST, statements: int) -> ast.expr | None:
+    def _site(self, chain: _Chain, node: ast.expr, statements: int) -> ast.expr | None:
         """The call of a site; None where the layer has no operator yet."""
-        root, _ = path_of(chain.call.func, self.kind)
+        place = path_of(chain.call.func, self.kind)
+        root = place and place[0]
         if not chain.links and root in self.handed_over and root != self.own:
             return None  # a function that somebody hands over, rather than a layer
         awaited = not self.role(chain.call.func) & Role.LAYER
@@ -401,7 +418,9 @@ class Rewriter(ast.NodeTransformer):
                 break
             paths.append(place[1])
         paths += [()] * (len(order) - len(paths))
-        handed, found, slots = [], [], {}
+        handed: list[ast.expr] = []
+        found: list[Operand] = []
+        slots: dict[str | None, int] = {}
         for node, path in zip(order, reversed(paths), strict=True):
             place = path_of(node, self.kind)
             name = place[0] if place and place[0] in self.stable and place[1] == path else None
@@ -419,20 +438,21 @@ class Rewriter(ast.NodeTransformer):
             return [] if node.id == current else None
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             for inner, other, first in ((node.left, node.right, 0), (node.right, node.left, 1)):
-                links = self._tail(inner, current, [])
-                if links is not None:
+                if self._tail(inner, current, []) is not None:
                     links = self._tail(inner, current, order)
                     operand = self.late(other, order)
-                    link = Link(SUM, args=(operand,), first=bool(first))
-                    return None if operand is None else [*links, link]
+                    if links is None or operand is None:
+                        return None
+                    return [*links, Link(SUM, args=(operand,), first=bool(first))]
             return None
         if not isinstance(node, ast.Call) or any(isinstance(a, ast.Starred) for a in node.args):
             return None
         if any(k.arg is None for k in node.keywords):
             return None
-        links = self._tail(node.func.value, current, order) if self._is_method(node) else None
-        if links is not None:
-            args, link = node.args, Link(METHOD, name=node.func.attr)
+        method = _method(node)
+        links = None if method is None else self._tail(method.value, current, order)
+        if method is not None and links is not None:
+            args, link = node.args, Link(METHOD, name=method.attr)
         elif node.args and self.role(node.func) & Role.FOLLOWER:
             if self.global_value(node.func) is torch.add:
                 return None
@@ -445,11 +465,8 @@ class Rewriter(ast.NodeTransformer):
             return None
         if links is None:
             return None
-        late = [self.late(a, order) for a in args]
-        kwargs = [(k.arg, self.late(k.value, order)) for k in node.keywords]
-        if None in late or any(operand is None for _, operand in kwargs):
-            return None
-        return [*links, link._replace(args=tuple(late), kwargs=tuple(kwargs))]
+        full = self._with_arguments(link, args, node.keywords, order)
+        return None if full is None else [*links, full]
 
     def _following(
         self, statement: ast.stmt, current: str, names: set[str], order: list[ast.expr]
@@ -460,31 +477,38 @@ class Rewriter(ast.NodeTransformer):
             if not isinstance(statement.op, ast.Add) or _name(statement.target) != current:
                 return None
             operand = self.late(statement.value, order)
-            links = operand and [Link(SUM, args=(operand,))]
-        elif _sets_name(statement) or (isinstance(statement, ast.Return) and statement.value):
+            links = None if operand is None else [Link(SUM, args=(operand,))]
+        elif isinstance(statement, (ast.Assign, ast.Return)) and statement.value is not None:
+            name = _name_set(statement)
+            if name is None and isinstance(statement, ast.Assign):
+                return None
             links = self._tail(statement.value, current, order)
-            if _sets_name(statement) and statement.targets[0].id != current:
+            if name not in (None, current):
                 uses = [self.uses[current, use] for use in (ast.Load, ast.Store, ast.Del)]
                 if uses != [1, 1, 0] or current in self.constant:
                     return None
         else:
             return None
         # Nothing but the value itself may have been set by these statements.
-        if not links or any(node.id in names for node in order[start:]):
+        if not links or any(_name(node) in names for node in order[start:]):
             return None
         return links
 
     def _joined(self, statements: list[ast.stmt]) -> tuple[int, list[ast.stmt]] | None:
         """How many statements from here on are one chain, and those in their place."""
         start = statements[0]
-        chain = self.chain(start.value) if _sets_name(start) else None
+        first = _name_set(start)
+        if first is None or not isinstance(start, ast.Assign):
+            return None
+        chain = self.chain(start.value)
         if chain is None:
             return None
-        current, names = start.targets[0].id, set()
+        current, names = first, set[str]()
         for node in ast.walk(start):
             if isinstance(node, ast.NamedExpr):
                 names.add(node.target.id)
-        order, links, taken = [*chain.order], [*chain.links], [start]
+        order, links = [*chain.order], [*chain.links]
+        taken: list[ast.stmt] = [start]
         targets = [current]
         for statement in statements[1:]:
             names.add(current)
@@ -497,7 +521,7 @@ class Rewriter(ast.NodeTransformer):
             order = longer
             links += [link._replace(statement=len(taken)) for link in more]
             taken.append(statement)
-            current = statement.targets[0].id if _sets_name(statement) else current
+            current = _name_set(statement) or current
             targets.append(current)
         if len(taken) == 1:
             return None
@@ -506,8 +530,8 @@ class Rewriter(ast.NodeTransformer):
         if call is None:
             return None
         done = f"{self.prefix}_done"
-        names = ast.Tuple([start.targets[0], ast.Name(done, ast.Store())], ast.Store())
-        made: list[ast.stmt] = [ast.copy_location(ast.Assign([names], call), start)]
+        both = ast.Tuple([start.targets[0], ast.Name(done, ast.Store())], ast.Store())
+        made: list[ast.stmt] = [ast.copy_location(ast.Assign([both], call), start)]
         for number, statement in enumerate(taken[1:], 1):
             test = ast.parse(f"{done} < {number + 1}", mode="eval").body
             otherwise: list[ast.stmt] = []
@@ -570,18 +594,20 @@ def _name(node: ast.expr) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _sets_name(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Assign)
-        and len(node.targets) == 1
-        and isinstance(node.targets[0], ast.Name)
-    )
+def _name_set(node: ast.AST) -> str | None:
+    """The one name that a statement assigns to."""
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        return _name(node.targets[0])
+    return None
 
 
-def _shifted(operand: Operand | None, by: int) -> Operand | None:
-    if operand is None or operand.slot < 0:
-        return operand
-    return operand._replace(slot=operand.slot + by)
+def _method(node: ast.Call) -> ast.Attribute | None:
+    """What is called, where that is a method that may be a link."""
+    return node.func if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS else None
+
+
+def _shifted(operand: Operand, by: int) -> Operand:
+    return operand if operand.slot < 0 else operand._replace(slot=operand.slot + by)
 
 
 def _after(chain: _Chain, *nodes: ast.expr) -> _Chain:
@@ -589,7 +615,7 @@ def _after(chain: _Chain, *nodes: ast.expr) -> _Chain:
     by = len(nodes)
     links = [
         link._replace(
-            callee=_shifted(link.callee, by),
+            callee=None if link.callee is None else _shifted(link.callee, by),
             args=tuple(_shifted(a, by) for a in link.args),
             kwargs=tuple((name, _shifted(a, by)) for name, a in link.kwargs),
         )
@@ -674,9 +700,9 @@ def _assembled(
     guard: Callable[[str, str], str],
 ) -> Rewritten:
     added = ast.parse(guard(rewriter.prefix, _handed(node.args))).body
+    place = {"lineno": node.lineno, "end_lineno": node.lineno, "col_offset": 0, "end_col_offset": 0}
     for child in (n for statement in added for n in ast.walk(statement)):
-        child.lineno = child.end_lineno = node.lineno
-        child.col_offset = child.end_col_offset = 0
+        vars(child).update(place)
     extra = sorted(
         {
             n.id
@@ -705,13 +731,16 @@ def _compiled(
 ) -> types.CodeType:
     """The definition, compiled with these names and those it had free, in a class as good as its
     own for names such as __x."""
-    body = [ast.ClassDef("_____" + owner.lstrip("_"), [], [], [node], [])] if owner else [node]
+    inside: list[Any] = [node]
+    if owner:
+        inside = [ast.ClassDef("_____" + owner.lstrip("_"), [], [], [node], [])]
     free = [ast.arg(n) for n in (*code.co_freevars, *names) if n != "__class__"]
-    around = ast.FunctionDef("around", ast.arguments([], free, None, [], [], None, []), body, [])
+    arguments = ast.arguments([], free, None, [], [], None, [])
+    around: Any = ast.FunctionDef("around", arguments, inside, [])
     if "type_params" in ast.FunctionDef._fields:
         around.type_params = []
         if owner:
-            body[0].type_params = []
+            inside[0].type_params = []
     around.lineno, around.col_offset = 1, 0
     tree = ast.fix_missing_locations(ast.Module([around], []))
     flags, place = code.co_flags & _FUTURE, (code.co_name, code.co_firstlineno)

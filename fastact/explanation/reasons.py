@@ -46,7 +46,9 @@ _FUNCTIONS = {
 _OF_OTHER_DTYPES = ("mask", "lengths", "reserve")
 
 # What fastact computes in their place, and classes derived from it.
-LAYERS, ACTIVATIONS = tuple(LAYER_TYPES), tuple(TWINS)
+LAYERS: tuple[type[torch.nn.Module], ...] = tuple(LAYER_TYPES)
+ACTIVATIONS = tuple(TWINS)
+RECURRENT_LAYERS: tuple[type[torch.nn.Module], ...] = tuple(RECURRENT)
 
 
 def of_own_operator(
@@ -77,10 +79,10 @@ def of_own_operator(
     return "fastact", "; ".join(reasons)
 
 
-def alternative(operator: str, module: torch.nn.Module | None, left: Mapping[int, str]) -> str:
+def alternative(operator: str, module: Any, left: Mapping[int, str]) -> str:
     """What fastact has in place of an operator that nobody asked it for; ``left`` says of layers,
     by id, why their sites called them as written."""
-    kind = type(module)
+    kind: type = type(module)
     public = getattr(torch.nn, kind.__name__, None) is kind
     name = f"torch.nn.{kind.__name__}" if public else kind.__qualname__
     if isinstance(module, LAYERS):
@@ -90,7 +92,7 @@ def alternative(operator: str, module: torch.nn.Module | None, left: Mapping[int
         if reason is None or "hooks" in reason:
             return f"fastact.convert replaces {name}"
         return f"fastact.convert leaves {name}: {reason}"
-    if isinstance(module, tuple(RECURRENT)):
+    if isinstance(module, RECURRENT_LAYERS):
         if base_of(module) is not None:
             return "torch.nn's forward is called: docs/recurrent.md says when"
         reason = recurrent_obstacle(module)

@@ -74,7 +74,9 @@ class Report:
     sites: tuple[SiteCall, ...] = ()
 
     def __str__(self) -> str:
-        cells = [("operation", "where", "shapes", "dtype", "engine", "reason")]
+        cells: list[tuple[str, ...]] = [
+            ("operation", "where", "shapes", "dtype", "engine", "reason")
+        ]
         for row in self.rows:
             shapes = ", ".join("x".join(map(str, shape)) or "()" for shape in row.shapes)
             dtype = name_of(row.dtype)

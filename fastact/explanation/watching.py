@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -93,7 +94,7 @@ class _Watch(TorchDispatchMode):
     of PyTorch (TransformerEncoderLayer) take another path than without."""
 
     def __init__(self, root: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rows: list[Row] = []
         self.sites: list[SiteCall] = []
         self._left: dict[int, str] = {}  # layers that a site called as written, by id, and why
@@ -190,7 +191,7 @@ class _Watch(TorchDispatchMode):
         self.rows.append(
             Row(
                 f"{library}.{operator}",
-                self._paths.get(module, ""),
+                "" if module is None else self._paths.get(module, ""),
                 tuple(map(_shape_of, tensors)),
                 tensors[0].dtype,
                 engine,
@@ -208,7 +209,7 @@ def _computes_by_itself(tensor: Tensor) -> bool:
 
 def _caller() -> str | None:
     """The module of fastact whose call PyTorch answers with the operator being dispatched."""
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__") or ""
         if name == __name__:  # it called the model
@@ -228,7 +229,7 @@ class _Inside(TorchDispatchMode):
     """Notes what a kernel calls of the dispatcher."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
 
     def __torch_dispatch__(

@@ -2,6 +2,37 @@
 
 import torch
 
+__all__ = [  # noqa: RUF022
+    "ReLU",
+    "ReLU6",
+    "LeakyReLU",
+    "ELU",
+    "SELU",
+    "CELU",
+    "SiLU",
+    "Mish",
+    "Sigmoid",
+    "LogSigmoid",
+    "Tanh",
+    "Hardtanh",
+    "Hardsigmoid",
+    "Hardswish",
+    "Softplus",
+    "Softsign",
+    "Tanhshrink",
+    "Softshrink",
+    "Hardshrink",
+    "Threshold",
+    "GLU",
+    "GELU",
+    "LogSoftmax",
+    "PReLU",
+    "RReLU",
+    "Softmax",
+    "Softmax2d",
+    "Softmin",
+]
+
 class ReLU(torch.nn.ReLU):
     def forward(
         self,

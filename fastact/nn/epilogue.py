@@ -124,7 +124,7 @@ def computed_by(module: torch.nn.Module) -> _Computed | None:
 _WITH_SLOPE = frozenset(row.name for row in FUSIBLE.values() if row.takes_slope)
 
 
-def slope_of(activation: torch.nn.Module) -> Tensor:
+def slope_of(activation: Any) -> Tensor:
     """The weight of a PReLU module, without nn.Module.__getattr__ where it can be."""
     own = activation._parameters
     return own["weight"] if "weight" in own else activation.weight  # noqa: SIM401
@@ -198,7 +198,7 @@ class FusedActivation:
             activation, params = _made(op, activation, params, factory), {}
         elif isinstance(activation, str) and activation in _WITH_SLOPE:
             self.name = FUSIBLE[activation].name
-            kind = getattr(activations, FUSIBLE[activation].module)
+            kind = getattr(activations, FUSIBLE[activation].module or "")
             activation, params = _made(op, kind, params, factory), {}
         if not isinstance(activation, torch.nn.Module):
             self.name, self.parameters = resolve(op, activation, params)
@@ -214,7 +214,7 @@ class FusedActivation:
 
     def __repr__(self) -> str:
         """The keyword arguments that a layer's repr shows; a module is shown by itself."""
-        if self.name not in FUSIBLE:
+        if self.name is None or self.name not in FUSIBLE:
             return ""
         known = FUSIBLE[self.name].parameters
         shown = [f"activation={self.name!r}"]

@@ -74,11 +74,11 @@ def _dropout_noise(
     steps, batch = input.shape[:2]
     if lengths is None or not _is_known(lengths):
         shape = (steps, batch, width)
-        noise = [
+        of_layers = [
             F.dropout(input.new_ones(shape), layer.dropout, True)
             for _ in range(layer.num_layers - 1)
         ]
-        return torch.stack(noise)
+        return torch.stack(of_layers)
     order = None
     if not is_sorted:
         lengths, order = torch.sort(lengths, descending=True)  # as pack_padded_sequence does
@@ -103,14 +103,15 @@ def _is_known(lengths: Tensor) -> bool:
 # ---- layers ------------------------------------------------------------------------------------
 
 
-def _flat_weights(layer: torch.nn.RNNBase) -> list[Tensor]:
+def _flat_weights(layer: Any) -> list[Tensor]:
     """As they are now, in the order of the operators. (nn.Module.__getattr__ costs 0.2 us each; a
     parametrized weight is not among the parameters.)"""
-    own = layer._parameters
-    return [
+    own: dict[str, Any] = layer._parameters
+    found: list[Any] = [
         own[name] if name in own else getattr(layer, name, None)
         for name in layer._flat_weights_names
     ]
+    return found
 
 
 def _as_lengths(kind: str, lengths: Any) -> Tensor:
@@ -193,10 +194,10 @@ def _of_packed(
         # products, and states and output keep their dtype.
         low = torch.get_autocast_dtype("cpu")
         dtype = low if data.dtype == low else torch.float32
-        padded, *states = (t.to(dtype) for t in (padded, *states))
+        padded, states = padded.to(dtype), tuple([state.to(dtype) for state in states])
         with torch.autocast("cpu", enabled=False):
             own = [weight.to(dtype) for weight in weights]
-            output, last = _of_padded(layer, kind, padded, tuple(states), own, lengths, True)
+            output, last = _of_padded(layer, kind, padded, states, own, lengths, True)
     else:
         output, last = _of_padded(layer, kind, padded, states, weights, lengths, is_sorted=True)
     if back is not None:

@@ -114,7 +114,7 @@ class Case:
     def accepts(self, input: Tensor) -> bool:
         """Whether the twin takes an input of this shape."""
         if self.row.halves_dimension:
-            return input.dim() > 0 and input.shape[self.parameters["dim"]] % 2 == 0
+            return input.dim() > 0 and input.shape[int(self.parameters["dim"])] % 2 == 0
         return input.dim() > 0 or self.label != "channels"
 
     def module(self, **factory: Any) -> torch.nn.Module:
@@ -127,7 +127,7 @@ class Case:
 
     def _module(self, namespace: Any, factory: dict[str, Any]) -> torch.nn.Module:
         keywords = {**self.keywords, **self.row.form, **factory}
-        return getattr(namespace, self.row.module)(**keywords)
+        return getattr(namespace, self.row.module or "")(**keywords)
 
     def exact(self, input: Tensor) -> Tensor:
         """The result in float64, differentiable."""

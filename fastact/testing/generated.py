@@ -222,7 +222,7 @@ EDITS: dict[str, Callable[[Any], Any]] = {
     "written": lambda m: m.a.weight.detach().mul_(-1),
     "new weight": lambda m: setattr(m.a, "weight", nn.Parameter(small(WIDTH, WIDTH, seed=4))),
     "no bias": lambda m: setattr(m.b, "bias", None),
-    "settings": lambda m: (setattr(m, "slope", 2), setattr(m, "bound", 1), setattr(m, "flag", 0)),
+    "settings": lambda m: vars(m).update(slope=2, bound=1, flag=0),
     "setting": lambda m: setattr(m.leaky, "negative_slope", 4.0),
     "dropping": lambda m: setattr(m, "dropping", 0),
     "sequence": lambda m: (m.body.pop(1), m.body.append(nn.Hardtanh(-2, 2))),

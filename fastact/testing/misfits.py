@@ -183,6 +183,7 @@ class Generator:
                     arguments["input"].new_ones(n, k)
                 )
             elif argument.name == "weights":
+                assert recurrent is not None  # no other family has them
                 gates = recurrent.gates * n
                 weights = ((gates, k), (gates, n), (gates,), (gates,))
                 arguments["weights"] = [torch.randn(s).to(dtype) for s in weights]

@@ -96,7 +96,7 @@ class Parts(nn.Module):
         self.fc, self.fc2 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.act, self.drop, self.norm = nn.GELU(), nn.Dropout(0.5), nn.BatchNorm1d(WIDTH)
         self.slope, self.p = 0.2, 0.5
-        nn.init.uniform_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_mean)  # type: ignore[arg-type]
         nn.init.uniform_(self.norm.weight, 0.5, 2)
 
 
@@ -733,7 +733,7 @@ class Data(nn.Module):
         return F.relu(self.fc(x)) * self.__scale
 
 
-def closed_over(kind: type) -> nn.Module:
+def closed_over(kind: Any) -> nn.Module:
     bonus = 10
 
     class Closure(kind):
