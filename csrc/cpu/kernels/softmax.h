@@ -398,7 +398,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
     for_each_row_group<V>(a.length, width,
                           [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
                             V top = V::load(of_column + i);
-                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                            for (int k = 0; k < rows; ++k) {
                               const T* p = x + (d + k) * stride + i;
                               const V z = load_lanes<V>(p, count) * scale;
                               top = max(top, z);
@@ -409,7 +409,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
                           [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
                             const V top = V::load(of_column + i);
                             V sum = V::load(sums + i);
-                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                            for (int k = 0; k < rows; ++k) {
                               const T* p = x + (d + k) * stride + i;
                               const V z = load_lanes<V>(p, count) * scale - top;
                               const V e = exp(z);
@@ -425,7 +425,7 @@ void softmax_columns(const void* x_, void* y_, int64_t stride, int64_t columns,
     for_each_row_group<V>(a.length, width,
                           [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
                             const V t = V::load(of_column + i);
-                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                            for (int k = 0; k < rows; ++k) {
                               const V v = V::load(scratch + (d + k) * row + i);
                               const V r = a.log ? v - t : v * t;
                               T* p = y + (d + k) * stride + i;
@@ -494,7 +494,7 @@ void softmax_columns_backward(const void* grad_, const void* y_, void* dx_, int6
     for_each_row_group<V>(a.length, width,
                           [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
                             V sum = V::load(sums + i);
-                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                            for (int k = 0; k < rows; ++k) {
                               const int64_t at = (d + k) * stride + i;
                               const V g = load_lanes<V>(grad + at, count);
                               const V v = load_lanes<V>(y + at, count);
@@ -505,7 +505,7 @@ void softmax_columns_backward(const void* grad_, const void* y_, void* dx_, int6
     for_each_row_group<V>(a.length, width,
                           [&](int64_t d, int64_t i, int count, auto rows) FASTACT_LAMBDA {
                             const V sum = V::load(sums + i);
-                            FASTACT_UNROLL for (int k = 0; k < rows; ++k) {
+                            for (int k = 0; k < rows; ++k) {
                               const int64_t at = (d + k) * stride + i;
                               const V g = load_lanes<V>(grad + at, count);
                               const V v = load_lanes<V>(y + at, count);
