@@ -55,21 +55,36 @@ def python(program, folder):
 # ---- programs and links ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_programs_run(document):
-    programs = blocks(document, "python")
-    if document == README:
-        assert programs, "the README shows no program"
-    for program in programs if document not in TESTED_ELSEWHERE else ():
-        python(program, ROOT)
+def each(found):
+    """A case for each thing that is found in a document."""
+    return [
+        pytest.param(document, thing, id=f"{document.name}-{i}")
+        for document in DOCUMENTS
+        for i, thing in enumerate(found(document))
+    ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
-    prose = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.M | re.S)
-    for target in re.findall(r"\]\(([^)#]+)", prose):
-        if "://" not in target:
-            assert (document.parent / target).exists(), target
+def prose(document):
+    return re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.M | re.S)
+
+
+PROGRAMS = each(lambda d: blocks(d, "python") if d not in TESTED_ELSEWHERE else ())
+LINKS = each(lambda d: [t for t in re.findall(r"\]\(([^)#]+)", prose(d)) if "://" not in t])
+
+
+@pytest.mark.parametrize("document, program", PROGRAMS)
+def test_programs_run(document, program):
+    python(program, ROOT)
+
+
+@pytest.mark.parametrize("document, target", LINKS)
+def test_links_lead_somewhere(document, target):
+    assert (document.parent / target).exists()
+
+
+def test_the_readme_shows_programs_and_links():
+    for found in (PROGRAMS, LINKS):
+        assert README in [case.values[0] for case in found]
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
