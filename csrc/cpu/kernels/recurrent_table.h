@@ -71,29 +71,34 @@ struct RecurrentBackwardTile {
   RecurrentRow dc;         // LSTM: the gradient of c by the step after, then of c_before
 };
 
-// c[row][column] = a[row][:] b[:][column] of up to kFewRecurrentRows rows; b as it lies, its rows
-// `b_stride` apart. The bits are those of GemmKernels::tile.
+// c[row][column] = a[row][:] b[:][column]. b's strips are `strip_stride` elements apart, and rows
+// of a strip `b_stride`: where b is packed it holds whole registers; else it is read as it lies,
+// with strips that are neighbours.
 struct RecurrentProduct {
   const void* a;
   int64_t a_stride;
   const void* b;
   int64_t b_stride;
+  int64_t strip_stride;
   int64_t k;
   int64_t rows;
   int64_t columns;
   void* c;
   int64_t c_stride;
 };
-constexpr int64_t kFewRecurrentRows = 3;
 
 // Of one compute type, float or double.
 struct RecurrentKernels {
   int64_t panel_units[kNumRecurrentCells];
-  // Panels [first, last) of w, [gates * hidden][k]: for each k panel_units of the first gate, those
-  // of the second, and so on. Units past the last are 0.
-  void (*pack)(RecurrentCell cell, const void* w, int64_t hidden, int64_t k, int64_t first,
-               int64_t last, void* packed);
-  void (*few_rows)(const RecurrentProduct& product);
+  int64_t strip;  // columns
+  // Panels [first, last) of w, [gates * hidden][k]: the columns of one are panel_units of the first
+  // gate, those of the second, and so on, in strips. Units past the last are 0.
+  void (*pack_gates)(RecurrentCell cell, const void* w, int64_t hidden, int64_t k, int64_t first,
+                     int64_t last, void* packed);
+  // Strips [first, last) of b, [k][n]. Columns past the last are 0.
+  void (*pack_strips)(const void* b, int64_t k, int64_t n, int64_t first, int64_t last,
+                      void* packed);
+  void (*multiply)(const RecurrentProduct& product);
   void (*cell[kNumRecurrentCells])(const RecurrentTile& tile);
   void (*cell_backward[kNumRecurrentCells])(const RecurrentBackwardTile& tile);
 };

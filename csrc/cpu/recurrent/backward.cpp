@@ -6,6 +6,9 @@
 namespace fastact {
 namespace {
 
+// Fewer rows read W_hh as it lies as fast: packing it would be as long as some steps.
+constexpr int64_t kRowsToPackFor = 4;
+
 // One layer in one direction. dh and dc are [B, P] and [B, H]: the gradients of its last states,
 // and then of its first ones. dy and y are its first columns in outputs of stride `y_stride`.
 struct BackwardDirection {
@@ -36,7 +39,6 @@ struct BackwardDirection {
   int64_t slopes = kRecurrentGradients[p.cell] * p.hidden;
   bool projects = w.w_hr;
   const RecurrentKernels& kernel = kernels().recurrent[p.dtype];
-  const GemmKernels& gemm_kernel = kernels().gemm[p.dtype];
   char* gradients = nullptr;  // [N, slopes]: of the sums
   char* outer = nullptr;      // [N, P]: of h, where it is projected
   const char* packed_hh = nullptr;
@@ -44,34 +46,11 @@ struct BackwardDirection {
 
   int64_t row_of(int64_t t, int64_t row) const { return p.offsets[t] + row; }
 
-  // f(row, rows, unit, units, sums, their stride) for tiles of a product of `rows` rows of a,
-  // k long, with `n` columns of b, in panels or, null, as it lies.
-  template <class F>
-  void by_tiles(const char* a, int64_t a_stride, int64_t k, int64_t n, const void* b,
-                const char* packed, int64_t rows, int64_t unit, int64_t unit_end,
-                const F& f) const {
-    alignas(64) char tile[kStepTileBytes];
-    const int64_t panel = gemm_kernel.panel;
-    while (unit < unit_end) {
-      const int64_t units = std::min(panel - unit % panel, unit_end - unit);
-      const int64_t columns =
-          (units + gemm_kernel.lanes - 1) / gemm_kernel.lanes * gemm_kernel.lanes;
-      const char* from = packed ? packed + (unit / panel * k * panel + unit % panel) * size
-                                : static_cast<const char*>(b) + unit * size;
-      for (int64_t row = 0; row < rows; row += kStepTileRows) {
-        const int64_t tile_rows = std::min(kStepTileRows, rows - row);
-        multiply_step(p.dtype, a + row * a_stride * size, a_stride, from, packed ? panel : n, k,
-                      tile_rows, packed ? columns : units, tile, panel);
-        f(row, tile_rows, unit, units, tile, panel);
-      }
-      unit += units;
-    }
-  }
-
-  // The gradients of the sums of rows [row, row + rows) and units [unit, unit + units) of step t.
-  // Each source may be null: by later steps or the projection, by the output, by the last state.
-  void cell(int64_t t, int64_t row, int64_t rows, int64_t unit, int64_t units, bool has_before,
-            ConstRecurrentRow sums, bool has_dy, bool has_dh) const {
+  // Rows [row, row + rows) of step t and units [unit, unit + units), but for their sums: what gets
+  // the gradients of the gates' sums by those of later steps or of the projection, of the output,
+  // and of the last state.
+  RecurrentBackwardTile tile_of(int64_t t, int64_t row, int64_t rows, int64_t unit, int64_t units,
+                                bool has_before, bool has_dy, bool has_dh) const {
     const int64_t at = row_of(t, row);
     const auto in = [&](const char* data, int64_t r, int64_t stride) {
       return ConstRecurrentRow{data + (r * stride + unit) * size, stride};
@@ -82,7 +61,6 @@ struct BackwardDirection {
     RecurrentBackwardTile tile{};
     tile.rows = rows;
     tile.units = units;
-    tile.sums = sums;
     if (has_dy && dy) {
       tile.dy = in(dy, at, y_stride);
     }
@@ -105,54 +83,84 @@ struct BackwardDirection {
           has_before ? in(c, row_of(order.before(t), row), p.hidden) : in(cx, row, p.hidden);
       tile.dc = out(dc, row, p.hidden);
     }
-    kernel.cell_backward[p.cell](tile);
+    return tile;
   }
 
-  // What is summed into a gradient of h and nothing else, of rows that begin at `to`.
-  void sum(ConstRecurrentRow sums, ConstRecurrentRow by_output, ConstRecurrentRow by_state,
-           RecurrentRow to, int64_t rows, int64_t units) const {
+  // Where h is projected: what gets its gradient of step t.
+  RecurrentBackwardTile outer_tile_of(int64_t t, int64_t row, int64_t rows, int64_t unit,
+                                      int64_t units, bool has_dh) const {
+    const int64_t at = row_of(t, row);
     RecurrentBackwardTile tile{};
     tile.rows = rows;
     tile.units = units;
-    tile.sums = sums;
-    tile.dy = by_output;
-    tile.dh = by_state;
-    tile.gradients = to;
-    kernel.cell_backward[kProjectionCell](tile);
+    if (dy) {
+      tile.dy = {dy + (at * y_stride + unit) * size, y_stride};
+    }
+    if (has_dh) {
+      tile.dh = {dh + (row * p.state + unit) * size, p.state};
+    }
+    tile.gradients = {outer + (at * p.state + unit) * size, p.state};
+    return tile;
   }
 
-  // f(row, rows, unit, units, sums) with what rows [row, end) of a step get from the one after it.
+  // As in forward: lines that come while the product is formed.
+  void prefetch(const RecurrentBackwardTile& tile) const {
+    const TileLines lines{tile.rows, tile.units * size, size};
+    lines.prefetch(tile.gates.data, tile.gates.stride, tile.gates.data ? p.gates() : 0,
+                   tile.gates_gate);
+    for (const ConstRecurrentRow& from : {tile.dy, tile.hn, tile.c, tile.c_before, tile.h_before}) {
+      lines.prefetch(from.data, from.stride);
+    }
+  }
+
+  // The cell backward on tiles of a product of `rows` rows of a, k long, with `n` columns of b, in
+  // strips or, null, as it lies. `unit` begins a strip; tile_at(row, rows, unit, units) is a tile
+  // but for its sums.
   template <class F>
-  void from_after(int64_t after, int64_t row, int64_t end, const StepShare& share,
-                  const F& f) const {
-    by_tiles(
-        gradients + row_of(after, row) * slopes * size, slopes, gate_columns, p.state, w.w_hh,
-        packed_hh, end - row, share.unit, share.unit_end,
-        [&](int64_t r, int64_t rows, int64_t unit, int64_t units, const void* sums,
-            int64_t stride) { f(row + r, rows, unit, units, ConstRecurrentRow{sums, stride}); });
+  void by_tiles(RecurrentCell cell, const char* a, int64_t a_stride, int64_t k, int64_t n,
+                const void* b, const char* packed, int64_t rows, int64_t unit, int64_t unit_end,
+                const F& tile_at) const {
+    alignas(64) char sums[kStepTileRows * kStepTileRowBytes];
+    const int64_t width = kStepTileRowBytes / size;  // a multiple of all strips
+    for (; unit < unit_end; unit += width) {
+      const int64_t units = std::min(width, unit_end - unit);
+      const char* from =
+          packed ? packed + unit * k * size : static_cast<const char*>(b) + unit * size;
+      for (int64_t row = 0; row < rows; row += kStepTileRows) {
+        const int64_t tile_rows = std::min(kStepTileRows, rows - row);
+        RecurrentBackwardTile tile = tile_at(row, tile_rows, unit, units);
+        prefetch(tile);
+        kernel.multiply({a + row * a_stride * size, a_stride, from, packed ? kernel.strip : n,
+                         packed ? kernel.strip * k : kernel.strip, k, tile_rows, units, sums,
+                         width});
+        tile.sums = {sums, width};
+        kernel.cell_backward[cell](tile);
+      }
+    }
+  }
+
+  // The cell backward on tiles of what rows [row, end) of a step get from the one after it.
+  template <class F>
+  void from_after(RecurrentCell cell, int64_t after, int64_t row, int64_t end,
+                  const StepShare& share, const F& tile_at) const {
+    by_tiles(cell, gradients + row_of(after, row) * slopes * size, slopes, gate_columns, p.state,
+             w.w_hh, packed_hh, end - row, share.unit, share.unit_end, tile_at);
   }
 
   // Step t, or where h is projected its gradient alone.
   void step(int64_t t, const StepShare& share) const {
     const auto rows_alike = [&](int64_t row, int64_t end, bool has_before, bool has_after) {
-      const auto finish = [&](int64_t r, int64_t rows, int64_t unit, int64_t units,
-                              ConstRecurrentRow sums) {
-        const bool has_dh = !has_after || p.cell == kGruCell;
-        if (!projects) {
-          return cell(t, r, rows, unit, units, has_before, sums, /*has_dy=*/true, has_dh);
-        }
-        const int64_t at = row_of(t, r);
-        const auto in = [&](const char* data, int64_t i, int64_t stride) {
-          return data ? ConstRecurrentRow{data + (i * stride + unit) * size, stride}
-                      : ConstRecurrentRow{};
-        };
-        sum(sums, in(dy, at, y_stride), in(has_dh ? dh : nullptr, r, p.state),
-            {outer + (at * p.state + unit) * size, p.state}, rows, units);
+      const RecurrentCell cell = projects ? kProjectionCell : p.cell;
+      const bool has_dh = !has_after || p.cell == kGruCell;
+      const auto tile_at = [&](int64_t r, int64_t rows, int64_t unit, int64_t units) {
+        return projects
+                   ? outer_tile_of(t, row + r, rows, unit, units, has_dh)
+                   : tile_of(t, row + r, rows, unit, units, has_before, /*has_dy=*/true, has_dh);
       };
       if (has_after) {
-        from_after(order.after(t), row, end, share, finish);
+        from_after(cell, order.after(t), row, end, share, tile_at);
       } else {
-        finish(row, end - row, share.unit, share.unit_end - share.unit, {});
+        kernel.cell_backward[cell](tile_at(0, end - row, share.unit, share.unit_end - share.unit));
       }
     };
     order.alike(t, share.row, std::min(share.row_end, p.rows[t]), rows_alike);
@@ -162,12 +170,11 @@ struct BackwardDirection {
   void step_projected(int64_t t, const StepShare& share) const {
     order.alike(t, share.row, std::min(share.row_end, p.rows[t]),
                 [&](int64_t row, int64_t end, bool has_before, bool) {
-                  by_tiles(outer + row_of(t, row) * p.state * size, p.state, p.state, p.hidden,
-                           w.w_hr, packed_hr, end - row, share.unit, share.unit_end,
-                           [&](int64_t r, int64_t rows, int64_t unit, int64_t units,
-                               const void* sums, int64_t stride) {
-                             cell(t, row + r, rows, unit, units, has_before, {sums, stride},
-                                  /*has_dy=*/false, /*has_dh=*/false);
+                  by_tiles(p.cell, outer + row_of(t, row) * p.state * size, p.state, p.state,
+                           p.hidden, w.w_hr, packed_hr, end - row, share.unit, share.unit_end,
+                           [&](int64_t r, int64_t rows, int64_t unit, int64_t units) {
+                             return tile_of(t, row + r, rows, unit, units, has_before,
+                                            /*has_dy=*/false, /*has_dh=*/false);
                            });
                 });
   }
@@ -179,20 +186,23 @@ struct BackwardDirection {
                   if (has_before) {
                     return;
                   }
-                  from_after(t, row, end, share,
-                             [&](int64_t r, int64_t rows, int64_t unit, int64_t units,
-                                 ConstRecurrentRow sums) {
-                               char* to = dh + (r * p.state + unit) * size;
-                               const ConstRecurrentRow more{to, p.state};
-                               sum(sums, {}, p.cell == kGruCell ? more : ConstRecurrentRow{},
-                                   {to, p.state}, rows, units);
+                  from_after(kProjectionCell, t, row, end, share,
+                             [&](int64_t r, int64_t rows, int64_t unit, int64_t units) {
+                               RecurrentBackwardTile tile{};
+                               tile.rows = rows;
+                               tile.units = units;
+                               tile.gradients = {dh + ((row + r) * p.state + unit) * size, p.state};
+                               if (p.cell == kGruCell) {
+                                 tile.dh = {tile.gradients.data, p.state};
+                               }
+                               return tile;
                              });
                 });
   }
 
   void steps() const {
     const StepPlan plan = StepPlan::choose(p);
-    const int64_t grain = 64 / size;  // a cache line of units, which is whole registers
+    const int64_t grain = kernel.strip;
     run_team(plan.threads, [&](Team& team, int64_t member) {
       const StepShare share = plan.share(team, member, p.batch, p.state, grain);
       const StepShare hidden = plan.share(team, member, p.batch, p.hidden, grain);
@@ -217,14 +227,13 @@ struct BackwardDirection {
     });
   }
 
-  // b, [k][n], in panels of the product's kernels.
+  // b, [k][n], in strips.
   void pack(const void* b, int64_t k, int64_t n, char* to) const {
-    parallel_for((n + gemm_kernel.panel - 1) / gemm_kernel.panel, 1,
-                 [&](int64_t begin, int64_t end) {
-                   gemm_kernel.pack_panels(b, n, 1, k, n, begin, end, to);
-                 });
+    parallel_for(strips(n), 1,
+                 [&](int64_t begin, int64_t end) { kernel.pack_strips(b, k, n, begin, end, to); });
   }
-  int64_t packed_bytes(int64_t k, int64_t n) const { return gemm_packed_bytes(p.dtype, k, n); }
+  int64_t strips(int64_t n) const { return (n + kernel.strip - 1) / kernel.strip; }
+  int64_t packed_bytes(int64_t k, int64_t n) const { return strips(n) * kernel.strip * k * size; }
 
   // The states before all steps.
   void gather_before(char* to) const {
@@ -315,8 +324,7 @@ struct BackwardDirection {
     SmallWorkspace of_state(projects ? p.all_rows() * p.state * size : 0);
     gradients = all.get();
     outer = of_state.get();
-    // Few rows read W_hh as it lies as fast: packing it would be as long as some steps.
-    const bool packs = p.batch > kFewRecurrentRows;
+    const bool packs = p.batch >= kRowsToPackFor;
     SmallWorkspace panels(packs ? packed_bytes(gate_columns, p.state) : 0);
     SmallWorkspace panels_hr(packs && projects ? packed_bytes(p.state, p.hidden) : 0);
     if (packs) {

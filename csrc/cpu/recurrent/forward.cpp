@@ -49,9 +49,9 @@ struct Direction {
                       : hx + row * p.state * size;
   }
 
-  // The cell on rows [row, row + rows) of step t and units [unit, unit + units), of their sums.
-  void finish(int64_t t, int64_t row, int64_t rows, int64_t unit, int64_t units, bool has_before,
-              const void* sums, int64_t sums_stride, int64_t sums_gate) const {
+  // Rows [row, row + rows) of step t and units [unit, unit + units), but for their sums.
+  RecurrentTile tile_of(int64_t t, int64_t row, int64_t rows, int64_t unit, int64_t units,
+                        bool has_before) const {
     const int64_t at = p.offsets[t] + row;
     const auto element = [&](char* data, int64_t r, int64_t stride) {
       return data + (r * stride + unit) * size;
@@ -59,8 +59,6 @@ struct Direction {
     RecurrentTile tile{};
     tile.rows = rows;
     tile.units = units;
-    tile.sums = {sums, sums_stride};
-    tile.sums_gate = sums_gate;
     tile.gates_gate = p.hidden;
     tile.save = keeps;
     tile.gates = {element(gates, at - first_row_of_gates, gate_columns), gate_columns};
@@ -86,41 +84,61 @@ struct Direction {
     } else {
       tile.out = {element(y, at, y_stride), y_stride};
     }
-    kernel.cell[p.cell](tile);
+    return tile;
   }
 
-  // f(first unit, units, sums, their stride, gate to gate) for tiles of a product of rows of `a`
-  // with packed weights.
+  // Lines that come from the L3 or from memory while the product before the cell is formed: an
+  // LSTM's cell waited for them half of its time (64x16x256x256, Zen 3).
+  void prefetch(const RecurrentTile& tile) const {
+    const TileLines lines{tile.rows, tile.units * size, size};
+    lines.prefetch(tile.gates.data, tile.gates.stride, tile.gates.data ? p.gates() : 0,
+                   tile.gates_gate);
+    lines.prefetch(tile.hn.data, tile.hn.stride);
+    lines.prefetch(tile.c.data, tile.c.stride);
+    lines.prefetch(tile.out.data, tile.out.stride);
+  }
+
+  // The cell on tiles of a product of rows of `a` with packed weights; tile_at(row, rows, first
+  // unit, units) is a tile but for its sums.
   template <class F>
   void by_panels(RecurrentCell cell, const char* weights, int64_t k, const void* a,
-                 int64_t a_stride, int64_t rows, int64_t unit, int64_t unit_end, const F& f) const {
-    alignas(64) char tile[kStepTileBytes];
+                 int64_t a_stride, int64_t rows, int64_t unit, int64_t unit_end,
+                 const F& tile_at) const {
+    alignas(64) char sums[kStepTileRows * kStepTileRowBytes];
     const int64_t units = kernel.panel_units[cell];
     const int64_t width = kRecurrentGates[cell] * units;
+    const int64_t strip = std::min(kernel.strip, width);
     for (; unit < unit_end; unit += units) {
       const char* panel = weights + unit / units * k * width * size;
       for (int64_t row = 0; row < rows; row += kStepTileRows) {
         const int64_t tile_rows = std::min(kStepTileRows, rows - row);
-        multiply_step(p.dtype, static_cast<const char*>(a) + row * a_stride * size, a_stride, panel,
-                      width, k, tile_rows, width, tile, width);
-        f(row, tile_rows, unit, std::min(units, unit_end - unit), tile, width, units);
+        RecurrentTile tile = tile_at(row, tile_rows, unit, std::min(units, unit_end - unit));
+        prefetch(tile);
+        kernel.multiply({static_cast<const char*>(a) + row * a_stride * size, a_stride, panel,
+                         strip, strip * k, k, tile_rows, width, sums, width});
+        tile.sums = {sums, width};
+        tile.sums_gate = units;
+        kernel.cell[cell](tile);
       }
     }
   }
 
-  // The same for one row and weights as they lie.
+  // The same for one row and weights as they lie, [gates * all_units][k].
   template <class F>
-  void in_place(int64_t gates, const void* weights, int64_t all_units, int64_t k, const void* a,
-                int64_t unit, int64_t unit_end, const F& f) const {
+  void in_place(RecurrentCell cell, const void* weights, int64_t all_units, int64_t k,
+                const void* a, int64_t unit, int64_t unit_end, const F& tile_at) const {
     alignas(64) char sums[4 * kUnitsInPlace * sizeof(double)];
     for (; unit < unit_end; unit += kUnitsInPlace) {
       const int64_t units = std::min(kUnitsInPlace, unit_end - unit);
-      for (int64_t gate = 0; gate < gates; ++gate) {
+      for (int64_t gate = 0; gate < kRecurrentGates[cell]; ++gate) {
         kernels().gemm[p.dtype].rows(
             {a, 0, static_cast<const char*>(weights) + (gate * all_units + unit) * k * size, k, k,
              /*rows=*/1, units, /*bias=*/nullptr, sums + gate * units * size, 0});
       }
-      f(0, 1, unit, units, sums, 0, units);
+      RecurrentTile tile = tile_at(0, 1, unit, units);
+      tile.sums = {sums, 0};
+      tile.sums_gate = units;
+      kernel.cell[cell](tile);
     }
   }
 
@@ -129,16 +147,15 @@ struct Direction {
                 [&](int64_t row, int64_t end, bool has_before, bool) {
                   int64_t stride;
                   const char* h = state_before(t, has_before, row, &stride);
-                  const auto cell = [&](int64_t r, int64_t rows, int64_t unit, int64_t units,
-                                        const void* sums, int64_t sums_stride, int64_t sums_gate) {
-                    finish(t, row + r, rows, unit, units, has_before, sums, sums_stride, sums_gate);
+                  const auto tile_at = [&](int64_t r, int64_t rows, int64_t unit, int64_t units) {
+                    return tile_of(t, row + r, rows, unit, units, has_before);
                   };
                   if (packed) {
                     by_panels(p.cell, packed, p.state, h, stride, end - row, share.unit,
-                              share.unit_end, cell);
+                              share.unit_end, tile_at);
                   } else {
-                    in_place(p.gates(), w.w_hh, p.hidden, p.state, h, share.unit, share.unit_end,
-                             cell);
+                    in_place(p.cell, w.w_hh, p.hidden, p.state, h, share.unit, share.unit_end,
+                             tile_at);
                   }
                 });
   }
@@ -150,20 +167,19 @@ struct Direction {
       return;
     }
     const char* from = m + ((keeps ? at : 0) + share.row) * p.hidden * size;
-    const auto store = [&](int64_t r, int64_t rows, int64_t unit, int64_t units, const void* sums,
-                           int64_t sums_stride, int64_t) {
+    const auto tile_at = [&](int64_t r, int64_t rows, int64_t unit, int64_t units) {
       RecurrentTile tile{};
       tile.rows = rows;
       tile.units = units;
-      tile.sums = {sums, sums_stride};
       tile.out = {y + ((at + share.row + r) * y_stride + unit) * size, y_stride};
-      kernel.cell[kProjectionCell](tile);
+      return tile;
     };
     if (packed_hr) {
       by_panels(kProjectionCell, packed_hr, p.hidden, from, p.hidden, end - share.row, share.unit,
-                share.unit_end, store);
+                share.unit_end, tile_at);
     } else {
-      in_place(1, w.w_hr, p.state, p.hidden, from, share.unit, share.unit_end, store);
+      in_place(kProjectionCell, w.w_hr, p.state, p.hidden, from, share.unit, share.unit_end,
+               tile_at);
     }
   }
 
@@ -206,8 +222,11 @@ struct Direction {
           {}});
     parallel_for(p.rows[0], std::max<int64_t>(kElementGrain / gate_columns, 1),
                  [&](int64_t row, int64_t end) {
-                   finish(0, row, end - row, 0, p.hidden, /*has_before=*/false,
-                          sums.get() + row * gate_columns * size, gate_columns, p.hidden);
+                   RecurrentTile tile =
+                       tile_of(0, row, end - row, 0, p.hidden, /*has_before=*/false);
+                   tile.sums = {sums.get() + row * gate_columns * size, gate_columns};
+                   tile.sums_gate = p.hidden;
+                   kernel.cell[p.cell](tile);
                  });
     if (projects) {
       gemm({p.dtype,
@@ -241,9 +260,10 @@ struct Direction {
   void pack(RecurrentCell cell, const void* weights, int64_t units, int64_t k, char* to) const {
     const int64_t panels = (units + kernel.panel_units[cell] - 1) / kernel.panel_units[cell];
     const int64_t elements = kRecurrentGates[cell] * kernel.panel_units[cell] * k;
-    parallel_for(
-        panels, std::max<int64_t>(4 * kElementGrain / elements, 1),
-        [&](int64_t begin, int64_t end) { kernel.pack(cell, weights, units, k, begin, end, to); });
+    parallel_for(panels, std::max<int64_t>(4 * kElementGrain / elements, 1),
+                 [&](int64_t begin, int64_t end) {
+                   kernel.pack_gates(cell, weights, units, k, begin, end, to);
+                 });
   }
   int64_t packed_bytes(RecurrentCell cell, int64_t units, int64_t k) const {
     const int64_t panel = kernel.panel_units[cell];

@@ -47,17 +47,4 @@ StepPlan StepPlan::choose(const RecurrentProblem& p) {
   return {threads, alike && p.batch >= threads * kRowsOfThread};
 }
 
-void multiply_step(Dtype dtype, const void* a, int64_t a_stride, const void* b, int64_t b_stride,
-                   int64_t k, int64_t rows, int64_t columns, void* tile, int64_t tile_stride) {
-  if (rows <= kFewRecurrentRows) {
-    return kernels().recurrent[dtype].few_rows(
-        {a, a_stride, b, b_stride, k, rows, columns, tile, tile_stride});
-  }
-  const int64_t size = size_of(dtype);
-  kernels().gemm[dtype].tile({a, a_stride * size, b, b_stride * size, k, rows,
-                              static_cast<int>(columns), /*bias=*/nullptr, /*bias_per_row=*/false,
-                              /*accumulate=*/false, tile, tile_stride, /*stored=*/nullptr,
-                              /*stored_bytes=*/0});
-}
-
 }  // namespace fastact

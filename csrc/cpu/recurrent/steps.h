@@ -116,15 +116,31 @@ struct StepPlan {
 
 // Rows of a tile: its 24 KiB and what meets it stay in the L1 and L2.
 constexpr int64_t kStepTileRows = 96;
-constexpr int64_t kStepTileBytes = kStepTileRows * 256;
+constexpr int64_t kStepTileRowBytes = 256;
 
 // to[i] = a[i] * b[i], and to[i] = from[i], on all threads.
 void multiply_elements(Dtype dtype, const void* a, const void* b, void* to, int64_t n);
 void copy_bytes(const void* from, void* to, int64_t bytes);
 
-// tile = a b for up to kStepTileRows rows; b's rows are `b_stride` elements apart, and hold whole
-// registers unless there are few rows.
-void multiply_step(Dtype dtype, const void* a, int64_t a_stride, const void* b, int64_t b_stride,
-                   int64_t k, int64_t rows, int64_t columns, void* tile, int64_t tile_stride);
+// What a cell reads and writes in rows of memory far away, units * size bytes of each row.
+struct TileLines {
+  int64_t rows;
+  int64_t bytes;
+  int64_t size;  // of an element
+
+  void prefetch(const void* data, int64_t stride) const {
+    const char* first = static_cast<const char*>(data);
+    for (int64_t row = 0; data && row < rows; ++row, first += stride * size) {
+      for (int64_t at = 0; at < bytes; at += 64) {
+        __builtin_prefetch(first + at, /*for writing=*/1);
+      }
+    }
+  }
+  void prefetch(const void* data, int64_t stride, int64_t parts, int64_t apart) const {
+    for (int64_t i = 0; i < parts; ++i) {
+      prefetch(static_cast<const char*>(data) + i * apart * size, stride);
+    }
+  }
+};
 
 }  // namespace fastact
