@@ -150,15 +150,16 @@ FASTACT_TEST(packing_of_rows) {
           Matrix<T> a = matrix<T>(m, k, layout);
           a.fill(random);
           const int64_t units = ceil_div(k, g.depth);
-          Walled<char> packed(static_cast<std::size_t>(m * units * g.unit_bytes));
+          const int64_t row_bytes = (units + k % 2) * g.unit_bytes;
+          Walled<char> packed(static_cast<std::size_t>(m * row_bytes));
           // In two parts.
           for (const auto& [first, last] : {std::pair{int64_t{0}, m / 2}, std::pair{m / 2, m}}) {
             g.pack_rows(a.memory.data(), a.row_stride, a.column_stride, k, first, last,
-                        packed.data());
+                        packed.data(), row_bytes);
           }
           for (int64_t i = 0; i < m; ++i) {
             for (int64_t e = 0; e < units * g.depth; ++e) {
-              const char* const unit = packed.data() + (i * units + e / g.depth) * g.unit_bytes;
+              const char* const unit = packed.data() + i * row_bytes + e / g.depth * g.unit_bytes;
               CHECK_SAME(unit_value<T>(unit, e % g.depth), e < k ? a.value(i, e) : 0.0);
             }
           }
@@ -185,7 +186,7 @@ void check_tiles(int64_t m, int64_t n, int64_t k, Bias bias_kind, bool accumulat
   const bool in_place = g.rows_in_place && k % g.depth == 0 && m % 2;
   Walled<char> rows(static_cast<std::size_t>(in_place ? 0 : m * units * g.unit_bytes));
   if (!in_place) {
-    g.pack_rows(a.memory.data(), a.row_stride, 1, k, 0, m, rows.data());
+    g.pack_rows(a.memory.data(), a.row_stride, 1, k, 0, m, rows.data(), units * g.unit_bytes);
   }
   // Whole registers are read.
   Walled<C> bias(static_cast<std::size_t>(bias_kind == Bias::kPerRow ? m : padded));

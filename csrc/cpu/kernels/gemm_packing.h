@@ -154,7 +154,7 @@ void pack_panels(const void* b_, int64_t k_stride, int64_t n_stride, int64_t k, 
 // rows from `first` on, and returns the first row left.
 template <class T>
 int64_t pack_columns(const T* a, int64_t k_stride, int64_t k, int64_t first, int64_t last,
-                     compute_t<T>* packed) {
+                     compute_t<T>* packed, int64_t packed_stride) {
   using V = typename Gemm<T>::V;
   const int64_t units = gemm_units<T>(k);
   const int64_t whole = first + (last - first) / V::size * V::size;
@@ -172,7 +172,7 @@ int64_t pack_columns(const T* a, int64_t k_stride, int64_t k, int64_t first, int
           transpose(columns);
           const int count = units - unit >= V::size ? V::size : static_cast<int>(units - unit);
           for (int i = 0; i < V::size; ++i) {
-            compute_t<T>* to = packed + (row + i) * units + unit;
+            compute_t<T>* to = packed + (row + i) * packed_stride + unit;
             count == V::size ? columns[i].store(to) : columns[i].store(to, count);
           }
         }
@@ -185,17 +185,19 @@ int64_t pack_columns(const T* a, int64_t k_stride, int64_t k, int64_t first, int
 // The rows [first, last) of a, each as units one after the other.
 template <class T>
 void pack_rows(const void* a_, int64_t row_stride, int64_t k_stride, int64_t k, int64_t first,
-               int64_t last, void* packed_) {
+               int64_t last, void* packed_, int64_t packed_bytes) {
   using G = Gemm<T>;
   using V = typename G::V;
   using C = typename G::C;
   const T* a = static_cast<const T*>(a_);
   C* packed = static_cast<C*>(packed_);
   const int64_t units = gemm_units<T>(k);
-  int64_t row = row_stride == 1 ? pack_columns(a, k_stride, k, first, last, packed) : first;
+  const int64_t packed_stride = packed_bytes / int64_t{sizeof(C)};
+  int64_t row =
+      row_stride == 1 ? pack_columns(a, k_stride, k, first, last, packed, packed_stride) : first;
   for (; row < last; ++row) {
     const T* from = a + row * row_stride;
-    C* to = packed + row * units;
+    C* to = packed + row * packed_stride;
     for (int64_t unit = 0; unit < units; unit += V::size) {
       const int count = units - unit >= V::size ? V::size : static_cast<int>(units - unit);
       if (k_stride == 1) {

@@ -131,9 +131,9 @@ struct GemmKernels {
   // Panels [first, last) of b; a panel is ceil(k / depth) * panel units long.
   void (*pack_panels)(const void* b, int64_t k_stride, int64_t n_stride, int64_t k, int64_t n,
                       int64_t first, int64_t last, void* packed);
-  // Rows [first, last) of a, ceil(k / depth) units each.
+  // Rows [first, last) of a, ceil(k / depth) units each, packed rows `packed_bytes` apart.
   void (*pack_rows)(const void* a, int64_t row_stride, int64_t k_stride, int64_t k, int64_t first,
-                    int64_t last, void* packed);
+                    int64_t last, void* packed, int64_t packed_bytes);
   void (*rows)(const GemmRows& rows);
   // Rows of the compute type into rows of the dtype, or into columns.
   void (*store_rows)(const void* tile, int64_t tile_stride, int64_t rows, int64_t columns, void* c,

@@ -37,9 +37,10 @@ struct BackwardDirection {
   int64_t size = size_of(p.dtype);
   int64_t gate_columns = p.gates() * p.hidden;
   int64_t slopes = kRecurrentGradients[p.cell] * p.hidden;
+  int64_t slopes_stride = spread_row_bytes(slopes * size) / size;
   bool projects = w.w_hr;
   const RecurrentKernels& kernel = kernels().recurrent[p.dtype];
-  char* gradients = nullptr;  // [N, slopes]: of the sums
+  char* gradients = nullptr;  // [N, slopes], rows `slopes_stride` apart: of the sums
   char* outer = nullptr;      // [N, P]: of h, where it is projected
   const char* packed_hh = nullptr;
   const char* packed_hr = nullptr;
@@ -69,7 +70,7 @@ struct BackwardDirection {
     }
     tile.gates = in(gates, at, gate_columns);
     tile.gates_gate = p.hidden;
-    tile.gradients = out(gradients, at, slopes);
+    tile.gradients = out(gradients, at, slopes_stride);
     tile.gradients_gate = p.hidden;
     tile.h = in(y, at, y_stride);
     if (p.cell == kGruCell) {
@@ -143,8 +144,9 @@ struct BackwardDirection {
   template <class F>
   void from_after(RecurrentCell cell, int64_t after, int64_t row, int64_t end,
                   const StepShare& share, const F& tile_at) const {
-    by_tiles(cell, gradients + row_of(after, row) * slopes * size, slopes, gate_columns, p.state,
-             w.w_hh, packed_hh, end - row, share.unit, share.unit_end, tile_at);
+    by_tiles(cell, gradients + row_of(after, row) * slopes_stride * size, slopes_stride,
+             gate_columns, p.state, w.w_hh, packed_hh, end - row, share.unit, share.unit_end,
+             tile_at);
   }
 
   // Step t, or where h is projected its gradient alone.
@@ -263,7 +265,7 @@ struct BackwardDirection {
     if (dw.w_hh) {
       Workspace<> before(rows * p.state * size);
       gather_before(before.get());
-      sum_products(gradients, slopes, gate_columns, before.get(), p.state, dw.w_hh);
+      sum_products(gradients, slopes_stride, gate_columns, before.get(), p.state, dw.w_hh);
     }
     if (dw.w_hr) {
       sum_products(outer, p.state, p.state, m, p.hidden, dw.w_hr);
@@ -271,14 +273,14 @@ struct BackwardDirection {
     if (dw.w_ih) {
       const int64_t shared = is_gru ? 2 * p.hidden : gate_columns;
       char* to = static_cast<char*>(dw.w_ih);
-      sum_products(gradients, slopes, shared, x, inputs, to);
+      sum_products(gradients, slopes_stride, shared, x, inputs, to);
       if (is_gru) {
-        sum_products(of_n, slopes, p.hidden, x, inputs, to + shared * inputs * size);
+        sum_products(of_n, slopes_stride, p.hidden, x, inputs, to + shared * inputs * size);
       }
     }
     if (dw.b_ih || dw.b_hh) {
-      SmallWorkspace sums(slopes * size);
-      gemm_column_sums(p.dtype, gradients, rows, slopes, sums.get());
+      SmallWorkspace sums(slopes_stride * size);  // what lies between rows is summed, too
+      gemm_column_sums(p.dtype, gradients, rows, slopes_stride, sums.get());
       const int64_t bytes = gate_columns * size;
       if (dw.b_hh) {
         std::memcpy(dw.b_hh, sums.get(), bytes);
@@ -306,7 +308,7 @@ struct BackwardDirection {
             p.all_rows(),
             inputs,
             k,
-            {a, slopes, 1},
+            {a, slopes_stride, 1},
             {b, inputs, 1},
             nullptr,
             dx,
@@ -320,7 +322,7 @@ struct BackwardDirection {
   }
 
   void run() {
-    SmallWorkspace all(p.all_rows() * slopes * size);
+    SmallWorkspace all(p.all_rows() * slopes_stride * size);
     SmallWorkspace of_state(projects ? p.all_rows() * p.state * size : 0);
     gradients = all.get();
     outer = of_state.get();
