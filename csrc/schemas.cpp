@@ -9,7 +9,6 @@
 #include "cpu/coverage.h"
 #include "cpu/memory.h"
 #include "ops/gated/gated.h"
-#include "ops/recurrent/recurrent.h"
 
 namespace fastact {
 namespace {
@@ -157,9 +156,6 @@ TORCH_LIBRARY(fastact, m) {
   m.def("instruction_set() -> str", [] { return std::string(kernels().name); });
   m.def("instruction_sets() -> str[]", &built_instruction_sets);
   m.def("enabled() -> bool", &enabled);
-  // Whether PyTorch's LSTM, by oneDNN, takes less time than lstm for a float32 layer.
-  m.def("onednn_lstm_is_faster(int batch, int hidden) -> bool", &onednn_lstm_is_faster);
-
   // The output block cache (fastact.memory); the statistics in the order of MemoryStats.
   m.def("memory_stats() -> int[]", [] {
     const MemoryStats s = memory_stats();

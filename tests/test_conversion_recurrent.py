@@ -165,16 +165,6 @@ def test_errors_are_the_originals():
         converted(torch.randn(3, 2, 4), lengths=torch.tensor([3, 2]))
 
 
-def test_the_original_runs_where_onednn_is_faster():
-    layer = torch.nn.LSTM(4, 128)
-    converted = fastact.convert(layer, mode="training")
-    for batch, ours in ((3, 1), (4, 0)):
-        x = torch.randn(2, batch, 4)
-        assert engines(converted, x).get("fastact.lstm_training", 0) == ours
-        torch.testing.assert_close(converted(x), layer(x))
-    assert {row.engine for row in fastact.explain(converted, x).rows} == {"PyTorch"}
-
-
 def test_an_error_draws_no_numbers():
     layer = torch.nn.LSTM(4, 5, num_layers=2, dropout=0.5)
     x, states = torch.randn(3, 2, 4), (torch.randn(2, 3, 5), torch.randn(2, 2, 5))

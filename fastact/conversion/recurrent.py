@@ -33,25 +33,10 @@ _BORN = {
 }
 
 
-def _is_for_onednn(layer: torch.nn.LSTM, input: Any) -> bool:
-    """Whether the original, which calls oneDNN, is faster: in training too, where the operator
-    keeps its own engine for the sake of second derivatives."""
-    return (
-        type(input) is torch.Tensor
-        and input.dim() == 3
-        and input.dtype is torch.float32
-        and not layer.proj_size
-        and torch.ops.fastact.onednn_lstm_is_faster(
-            input.size(0 if layer.batch_first else 1), layer.hidden_size
-        )
-    )
-
-
 def recurrent_forward(owner: type[Any]) -> Callable[..., Any]:
     """The forward in place of that of a class of torch.nn's."""
     own = RECURRENT[owner]
     parts = _BORN[owner]
-    is_lstm = owner is torch.nn.LSTM
     compute = recurrent.cell_forward if owner.__name__.endswith("Cell") else recurrent.forward
 
     @functools.wraps(own)
@@ -66,8 +51,6 @@ def recurrent_forward(owner: type[Any]) -> Callable[..., Any]:
         written = functools.partial(own, self)
         if torch.compiler.is_dynamo_compiling():
             return compute(self, written, input, hx)
-        if is_lstm and _is_for_onednn(self, input):
-            return own(self, input, hx)
         draws = self.training and getattr(self, "dropout", 0)
         state = torch.get_rng_state() if draws else None
         try:

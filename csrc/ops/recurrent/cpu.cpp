@@ -239,32 +239,6 @@ c10::SymInt reserve_elements(const RecurrentCall& call, const RecurrentSizes& s)
          recurrent_reserve_columns(cell_of(call.mode), s.hidden, s.state, s.projects);
 }
 
-bool onednn_lstm_is_faster(int64_t batch, int64_t hidden) {
-  // Of eager's time the engine takes 0.61 at 64x1x256x256, and with 16 sequences 1.15 (one thread);
-  // forward and backward 0.56, and 1.33 (two layers), at 128x32x512x512 1.27 (AVX2, Zen 3).
-  return batch >= 4 && hidden >= 128 && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
-}
-
-namespace {
-
-bool is_for_onednn(const RecurrentCall& call, const RecurrentSizes& s) {
-  return call.is_lstm() && call.input.scalar_type() == at::kFloat && !s.projects &&
-         !is_defined(call.lengths) && !is_defined(call.dropout_noise) &&
-         onednn_lstm_is_faster(s.batch.guard_int(__FILE__, __LINE__),
-                               s.hidden.guard_int(__FILE__, __LINE__)) &&
-         !in_forked_child();  // where PyTorch's threads are none
-}
-
-RecurrentResults onednn_lstm(const RecurrentCall& call, const RecurrentSizes& s) {
-  note_obstacle("oneDNN's LSTM is faster for this shape");
-  auto [output, hy, cy] =
-      at::lstm(call.input, {call.hx, call.cx}, call.weights, call.has_biases, s.layers,
-               /*dropout=*/0, /*train=*/false, call.bidirectional, /*batch_first=*/false);
-  return {contiguous(output), contiguous(hy), contiguous(cy), {}};
-}
-
-}  // namespace
-
 RecurrentResults recurrent_cpu(const RecurrentCall& call, bool training) {
   const OperatorName op(call.name());
   RecurrentSizes sizes = check_recurrent(op, call);
@@ -272,9 +246,6 @@ RecurrentResults recurrent_cpu(const RecurrentCall& call, bool training) {
     return training ? compose_recurrent_training(call) : compose_recurrent(call);
   }
   check_length_values(op, call);
-  if (!training && is_for_onednn(call, sizes)) {
-    return onednn_lstm(call, sizes);
-  }
   const at::ScalarType dtype = reserve_dtype(call);
   Operands operands(call, std::move(sizes));
   const RecurrentProblem& p = operands.problem;

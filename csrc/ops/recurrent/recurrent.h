@@ -168,8 +168,6 @@ RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
 c10::SymInt reserve_elements(const RecurrentCall& call, const RecurrentSizes& sizes);
 at::ScalarType reserve_dtype(const RecurrentCall& call);
 
-// Whether PyTorch's LSTM, by oneDNN, takes less time than the engine for a float32 layer.
-bool onednn_lstm_is_faster(int64_t batch, int64_t hidden);
 RecurrentResults recurrent_cpu(const RecurrentCall& call, bool training);
 RecurrentGradients recurrent_backward_cpu(const RecurrentCall& call,
                                           const RecurrentOutputGradients& grads,
