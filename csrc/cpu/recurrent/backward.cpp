@@ -68,7 +68,7 @@ struct BackwardDirection {
     if (has_dh) {
       tile.dh = in(dh, row, p.state);
     }
-    tile.gates = in(gates, at, gate_columns);
+    tile.gates = in(gates, at, recurrent_gate_stride(p.cell, p.hidden));
     tile.gates_gate = p.hidden;
     tile.gradients = out(gradients, at, slopes_stride);
     tile.gradients_gate = p.hidden;

@@ -35,6 +35,7 @@ struct Direction {
   StepOrder order{p, reverse};
   int64_t size = size_of(p.dtype);
   int64_t gate_columns = p.gates() * p.hidden;
+  int64_t gate_stride = recurrent_gate_stride(p.cell, p.hidden);
   bool keeps = gates || hn;
   bool projects = w.w_hr;
   const RecurrentKernels& kernel = kernels().recurrent[p.dtype];
@@ -61,7 +62,7 @@ struct Direction {
     tile.units = units;
     tile.gates_gate = p.hidden;
     tile.save = keeps;
-    tile.gates = {element(gates, at - first_row_of_gates, gate_columns), gate_columns};
+    tile.gates = {element(gates, at - first_row_of_gates, gate_stride), gate_stride};
     if (p.cell == kGruCell) {
       tile.hn_bias = hn_bias + unit * size;
       tile.h.data = state_before(t, has_before, row, &tile.h.stride) + unit * size;
@@ -297,8 +298,8 @@ struct Direction {
     }
     // Whole steps, as many as fit.
     const int64_t rows_together =
-        std::max(kChunkBytes / std::max<int64_t>(gate_columns * size, 1), p.batch);
-    SmallWorkspace chunk(gates ? 0 : std::min(rows_together, p.all_rows()) * gate_columns * size);
+        std::max(kChunkBytes / std::max<int64_t>(gate_stride * size, 1), p.batch);
+    SmallWorkspace chunk(gates ? 0 : std::min(rows_together, p.all_rows()) * gate_stride * size);
     // A product of few rows would form other sums than one of many: of one sequence or step they
     // may differ.
     const bool packs_ih = p.all_rows() > rows_together || (packs && p.all_rows() <= kMaxGemmRows);
@@ -328,8 +329,8 @@ struct Direction {
             {x + row * inputs * size, inputs, 1},
             w_ih,
             packs_ih ? packed_ih.get() : nullptr,
-            gates + (row - first_row_of_gates) * gate_columns * size,
-            gate_columns,
+            gates + (row - first_row_of_gates) * gate_stride * size,
+            gate_stride,
             epilogue});
       p.steps == 1 ? single_step() : steps(begin, end);
       begin = end;

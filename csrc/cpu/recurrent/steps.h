@@ -30,7 +30,7 @@ class ReserveLayout {
   }
   // Of a GRU W_hn h + b_hn, of an LSTM c.
   int64_t cells(int64_t layer, int64_t direction) const {
-    return gates(layer, direction) + p_.all_rows() * p_.gates() * p_.hidden;
+    return gates(layer, direction) + p_.all_rows() * recurrent_gate_stride(p_.cell, p_.hidden);
   }
   // Of an LSTM that projects: h before that.
   int64_t unprojected(int64_t layer, int64_t direction) const {
