@@ -10,7 +10,8 @@ in a comment line of its own:
 
     // isa: avx512 avx512_bf16
 
-Environment: FASTACT_BUILD_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, CXX, CXXFLAGS, LDFLAGS, MAX_JOBS.
+Environment: FASTACT_BUILD_CUDA=auto|0|1, FASTACT_WERROR=1 (more warnings, and as errors: for a
+compiler that is known, as CI's), TORCH_CUDA_ARCH_LIST, CXX, CXXFLAGS, LDFLAGS, MAX_JOBS.
 """
 
 import os
@@ -56,6 +57,7 @@ INSTRUCTION_SETS = {
 BUILT_SETS = tuple(INSTRUCTION_SETS) if platform.machine() in ("x86_64", "AMD64") else ("baseline",)
 
 COMMON = ["-Icsrc", "-fPIC", "-fvisibility=hidden", "-Wall", "-DNDEBUG"]
+COMMON += ["-Wextra", "-Werror"] if os.environ.get("FASTACT_WERROR") == "1" else []
 KERNEL = [*COMMON, "-O3", "-ffp-contract=off", "-fno-math-errno"]
 # Without -fopenmp at::parallel_for, a template in PyTorch's headers, is compiled to a serial loop.
 # The linker does not get it: the library uses whichever OpenMP runtime PyTorch itself brought.
