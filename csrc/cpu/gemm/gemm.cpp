@@ -12,8 +12,8 @@
 namespace fastact {
 namespace {
 
-// Rows of a tile: the part of a that meets a panel's at a time (128 units of k, see kernels/gemm.h)
-// fills 96 KiB of the L2, and the panel's part is read from there 32 times.
+// Rows of a tile, MC: the part of a that meets a panel's at a time (KC, 128 units of k, is kBlock
+// in kernels/gemm_tile.h) fills 96 KiB of the L2, and the panel's part is read from there 32 times.
 constexpr int64_t kTileRows = 192;
 constexpr int64_t kPanelRowBytes = 256;  // of every dtype and instruction set
 static_assert(kTileRows * kPanelRowBytes <= kMostTileBytes);

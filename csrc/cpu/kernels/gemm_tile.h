@@ -31,7 +31,7 @@ struct Gemm {
   static constexpr int kPanel = 256 / sizeof(C);
   static constexpr int kRegisters = sizeof(V) == 64 ? 32 : 16;
   static constexpr int kWidth = kRegisters == 32 ? 4 : 2;  // registers of a row of a micro-tile
-  // Units of k at a time: a panel's part (32 KiB) and the rows that meet it stay in the
+  // Units of k at a time, KC: a panel's part (32 KiB) and the rows that meet it stay in the
   // L2, and sums of blocks round less than one long chain: at k = 4096 in float32
   // by a factor of five (root mean square), to 0.87 of PyTorch's product. Blocks of 256 and of 1024
   // were no faster (Zen 5).
