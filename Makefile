@@ -14,7 +14,7 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy fuzz guide architectures models generated peers lint format wheel \
+.PHONY: help test bench accuracy fuzz guide architectures models slow generated peers lint format wheel \
   sanitize clean
 
 help: ## list the targets
@@ -40,6 +40,9 @@ sanitize: .venv/installed ## run the C++ tests of vectors and kernels with two s
 
 models: .venv/installed ## convert models of other libraries (installed beside) and write docs/models.md
 	$(BIN)/python -m tools.models
+
+slow: .venv/installed .venv/test-tools ## set up, build, run the tests that take long: the guides' edits, built, and others
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 generated: .venv/installed .venv/test-tools ## compare 10,000 random modules with their conversions
 	$(BIN)/python -m pytest -q -m slow tests/test_conversion_generated.py $(PYTEST_ARGS)

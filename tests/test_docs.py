@@ -166,12 +166,15 @@ def test_operators_document_is_up_to_date(capsys):
 # ---- docs/adding-an-activation.md, docs/adding-an-operator.md ----------------------------------
 
 
-def copy_of_the_repository(folder):
-    """The sources, and what was built of them, so that only what the edits touch is built again."""
+def copy_sources(folder):
     folders = ("csrc", "fastact", "build_backend", "benchmarks", "tests")
     for name in (*folders, "setup.py", "pyproject.toml", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, folder / name)
+
+
+def copy_build(folder):
+    """What was built of the sources, so that only what the edits touch is built again."""
     built = Path("build", f"torch-{torch.__version__}-{sys.implementation.cache_tag}")
     if not (ROOT / built / "build.ninja").exists():
         pytest.skip("no build folder beside the tests")
@@ -222,11 +225,8 @@ NEW_FILES = re.compile(r"^`(\S+)`:\n\n```(?:cpp|python)\n(.*?)^```$", re.M | re.
 MOST_EDITS = 9  # beside the family's own folder
 
 
-@pytest.fixture(scope="module")
-def extended(tmp_path_factory):
-    """A copy of the repository with the edits of both guides, built."""
-    folder = tmp_path_factory.mktemp("extended")
-    copy_of_the_repository(folder)
+def apply_guides(folder):
+    """The edits of both guides."""
     patches = [*blocks(GUIDE, "diff"), *blocks(OPERATOR_GUIDE, "diff")]
     assert len(patches) == 3 + 8
     for patch in patches:
@@ -235,17 +235,34 @@ def extended(tmp_path_factory):
     for path, text in NEW_FILES.findall(OPERATOR_GUIDE.read_text()):
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
+
+
+def test_the_guides_apply(tmp_path):
+    copy_sources(tmp_path)
+    apply_guides(tmp_path)
+    assert "squared_relu" in (tmp_path / "fastact/activations.py").read_text()
+    assert (tmp_path / "csrc/ops/linear_swiglu").is_dir()
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the repository with the edits of both guides, built: five minutes and more."""
+    folder = tmp_path_factory.mktemp("extended")
+    copy_sources(folder)
+    copy_build(folder)
+    apply_guides(folder)
     run(folder, sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
     return folder
 
 
+@pytest.mark.slow
 def test_adding_an_activation(extended):
     [program] = blocks(GUIDE, "python")
     python(program, extended)
     assert python(FOLLOWS.format(folder=str(extended)), extended).strip() == "all of it"
 
 
-@pytest.mark.slow  # it runs 900 tests of the copy
+@pytest.mark.slow
 def test_adding_an_operator(extended):
     environment = os.environ | {"PYTHONPATH": str(extended)}
     tests = ["tests/test_linear_swiglu.py", "tests/test_registry.py", "tests/test_opcheck.py"]
