@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import os
 import re
 import shlex
@@ -99,7 +100,12 @@ def _compilations() -> dict[tuple[str, str], list[str]]:
 
 def compiler() -> list[str]:
     """What setup.py compiles with."""
-    return next(iter(_compilations().values()))[:1]
+    return _program(next(iter(_compilations().values())))
+
+
+def _program(command: list[str]) -> list[str]:
+    """What stands before the options: CXX may be "ccache g++"."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), command))
 
 
 def build(sanitize: bool = False) -> None:
@@ -120,7 +126,11 @@ def build(sanitize: bool = False) -> None:
         command = next(words for (name, _), words in compilations.items() if name == isa)
         output = f"{_folder(sanitize)}/simd-{isa}"
         flags = [*command, *TEST_FLAGS, *extra]
-        link(output, [compile_(f"{output}.o", SOURCES / "simd.cpp", flags)], [command[0], *extra])
+        link(
+            output,
+            [compile_(f"{output}.o", SOURCES / "simd.cpp", flags)],
+            [*_program(command), *extra],
+        )
     for family in FAMILIES:
         objects = []
         for (isa, source), words in compilations.items():
@@ -136,7 +146,7 @@ def build(sanitize: bool = False) -> None:
         output = f"{_folder(sanitize)}/{family}"
         flags = [*command, "-DFASTACT_ISA=test", *TEST_FLAGS, *extra]
         test = compile_(f"{output}.o", SOURCES / f"{family}.cpp", flags)
-        link(output, [test, *objects], [command[0], *extra])
+        link(output, [test, *objects], [*_program(command), *extra])
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
