@@ -111,6 +111,8 @@ _CHECKS: dict[str, tuple[_Check, type | None]] = {
     "bool": (_bool, bool),
     "List[float]": (_numbers, None),
     "Optional[str]": (_as_it_is, str),
+    "str": (_as_it_is, str),
+    "List[Tensor]": (_as_it_is, list),
 }
 # Classes without a __torch_function__ of their own, or any.
 _ORDINARY = {Tensor, torch.nn.Parameter, type(None), bool, int, float, str, tuple}

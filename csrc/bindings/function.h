@@ -12,6 +12,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -136,6 +137,39 @@ struct Argument<std::optional<c10::string_view>> : PlainArgument {
   std::optional<c10::string_view> get() const { return value; }
 };
 
+template <>
+struct Argument<c10::string_view> : Argument<std::optional<c10::string_view>> {
+  bool read(PyObject* object) {
+    return object != Py_None && Argument<std::optional<c10::string_view>>::read(object);
+  }
+  c10::string_view get() const { return *value; }
+};
+
+// A list of tensors.
+template <>
+struct Argument<at::TensorList> {
+  c10::SmallVector<Tensor, 16> values;
+  bool read(PyObject* object) {
+    if (!PyList_CheckExact(object)) {
+      return false;
+    }
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(object); ++i) {
+      Argument<const Tensor&> tensor;
+      if (!tensor.read(PyList_GET_ITEM(object, i))) {
+        return false;
+      }
+      values.push_back(tensor.get());
+    }
+    return true;
+  }
+  at::TensorList get() const { return values; }
+  bool is_large() const {
+    return std::any_of(values.begin(), values.end(), [](const Tensor& tensor) {
+      return Argument<const Tensor&>{&tensor}.is_large();
+    });
+  }
+};
+
 // A tuple of numbers.
 template <>
 struct Argument<at::ArrayRef<double>> : PlainArgument {
@@ -172,6 +206,21 @@ inline PyObject* hand_on(const char* name, PyObject* const* args, Py_ssize_t cou
   c10::SmallVector<PyObject*, 10> all{text.ptr()};
   all.append(args, args + count);
   return PyObject_Vectorcall(call.ptr(), all.data(), all.size(), nullptr);
+}
+
+inline PyObject* wrap(Tensor&& tensor) { return THPVariable_Wrap(std::move(tensor)); }
+
+// A tuple of them.
+template <class... T>
+PyObject* wrap(std::tuple<T...>&& tensors) {
+  pybind11::tuple all(sizeof...(T));
+  Py_ssize_t i = 0;
+  std::apply(
+      [&](auto&&... tensor) {
+        (PyTuple_SET_ITEM(all.ptr(), i++, THPVariable_Wrap(std::move(tensor))), ...);
+      },
+      std::move(tensors));
+  return all.release().ptr();
 }
 
 // f(), without the GIL for a large call. An error that does not name the operator gets its name.
@@ -221,7 +270,7 @@ struct Function<op, kLast...> {
       run(op.name(), is_large, call);
       return Py_NewRef(args[0]);
     } else {
-      return THPVariable_Wrap(run(op.name(), is_large, call));
+      return wrap(run(op.name(), is_large, call));
     }
   }
 

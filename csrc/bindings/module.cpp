@@ -5,6 +5,7 @@
 #include "ops/gated/gated.h"
 #include "ops/linear/linear.h"
 #include "ops/prelu/prelu.h"
+#include "ops/recurrent/recurrent.h"
 #include "ops/softmax/softmax.h"
 
 namespace fastact {
@@ -57,6 +58,9 @@ PYBIND11_MODULE(_C, m) {
   add_function<softmax_op>(module);
   add_function<log_softmax_op>(module);
   add_function<masked_softmax_op>(module);
+  add_function<rnn_op>(module);
+  add_function<gru_op>(module);
+  add_function<lstm_op>(module);
   add_function<linear_op, /*save_output=*/true>(module);
   add_function<linear_packed_op>(module);
   site::add_site(module);

@@ -13,13 +13,14 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
-from fastact import dynamo
+from fastact import _C, dynamo
 from fastact.overrides import overrides_functions
 
 Module = torch.nn.Module
 
 _ops = torch.ops.fastact
-_RNN, _GRU, _LSTM = _ops.rnn.default, _ops.gru.default, _ops.lstm.default
+_DIRECT = {"RNN": _C.rnn, "GRU": _C.gru, "LSTM": _C.lstm}
+_TRACED = {"RNN": _ops.rnn.default, "GRU": _ops.gru.default, "LSTM": _ops.lstm.default}
 _RNN_CELL, _GRU_CELL, _LSTM_CELL = (
     _ops.rnn_cell.default,
     _ops.gru_cell.default,
@@ -228,13 +229,14 @@ def _of_padded(
             states = (h,)
     noise = _dropout_noise(layer, input, lengths, is_sorted)
     rest = (weights, lengths, noise, layer.bias, layer.bidirectional)
+    compute = (_TRACED if is_dynamo_compiling() else _DIRECT)[kind]
     if kind == "LSTM":
-        output, h, c = _LSTM(input, states[0], states[1], *rest)
+        output, h, c = compute(input, states[0], states[1], *rest)
         return output, (h, c)
     if kind == "GRU":
-        output, h = _GRU(input, states[0], *rest)
+        output, h = compute(input, states[0], *rest)
     else:
-        output, h = _RNN(input, states[0], *rest, _NONLINEARITIES[layer.mode])
+        output, h = compute(input, states[0], *rest, _NONLINEARITIES[layer.mode])
     return output, (h,)
 
 
