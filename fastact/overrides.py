@@ -31,7 +31,8 @@ def call(name: str, *args: Any) -> Any:
     """The operator ``fastact::<name>``, or what PyTorch's functions make of these operands."""
     packet, arguments = _operator(name)
     if not _ORDINARY.issuperset(map(type, args)):
-        if torch._C._is_torch_function_enabled() and any(map(overrides_functions, args)):
+        overriding = torch._C._is_torch_function_enabled() and any(map(overrides_functions, args))
+        if overriding and name in TWINS:  # recurrent layers have none
             return TWINS[name](*args)
         if any(isinstance(value, torch.fx.Proxy) for value in args):
             return packet(*args)

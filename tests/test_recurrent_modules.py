@@ -372,6 +372,11 @@ def test_who_watches_sees_the_operator():
     output = layer(x.as_subclass(Named))[0]
     assert "gru" in seen
     torch.testing.assert_close(output.as_subclass(torch.Tensor), layer(x)[0])
+    # PyTorch's functions take no lengths: the operator is what the class sees.
+    seen.clear()
+    output = layer(x.as_subclass(Named), lengths=[4, 2])[0]
+    assert any("gru" in name for name in seen)
+    torch.testing.assert_close(output.as_subclass(torch.Tensor), layer(x, lengths=[4, 2])[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
