@@ -156,6 +156,7 @@ TORCH_LIBRARY(fastact, m) {
   m.def("instruction_set() -> str", [] { return std::string(kernels().name); });
   m.def("instruction_sets() -> str[]", &built_instruction_sets);
   m.def("enabled() -> bool", &enabled);
+
   // The output block cache (fastact.memory); the statistics in the order of MemoryStats.
   m.def("memory_stats() -> int[]", [] {
     const MemoryStats s = memory_stats();

@@ -131,6 +131,8 @@ def test_derived_classes():
     converted = fastact.convert(Checked(4, 5), mode="training")
     converted(x)
     assert converted.checks == 1
+    reasons = {row.reason for row in fastact.explain(converted, x).rows}
+    assert "torch.nn's forward is called: docs/recurrent.md says when" in reasons
 
 
 def test_patched_forwards(monkeypatch):

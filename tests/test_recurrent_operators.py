@@ -21,6 +21,7 @@ from fastact.testing.recurrent import (
     call,
     twin,
 )
+from fastact.testing.ulp import ulp_error
 
 ops = torch.ops.fastact
 # Absolute, beside twice PyTorch's own error; of gradients a share of the largest one.
@@ -605,3 +606,20 @@ def test_autocast(layer, given):
     assert {t.dtype for t in results} == {expected}
     sum(t.float().sum() for t in results).backward()
     assert module.weight_ih_l0.grad.dtype == torch.float32
+
+
+def test_gates_are_accurate():
+    """math/recurrent.h states 2.5 ULP: a cell's sum is x, and its result one gate of that."""
+    bits = torch.arange(-(2**31), 2**31, 65537).to(torch.int32)
+    x = bits.view(torch.float32)
+    x = x[x.isfinite()].view(1, -1, 1)
+    h = torch.zeros(1, x.size(1), 1)
+    one, none = torch.ones(1, 1), torch.zeros(1, 1)
+    y, _ = ops.rnn(x, h, [one, none], None, None, False)
+    assert ulp_error(y, x.double().tanh()).max() <= 2.5
+    # Of a GRU whose candidate is 0 and whose state was 1: z.
+    update = torch.tensor([[0.0], [1], [0]])
+    y, _ = ops.gru(x, h + 1, [update, torch.zeros(3, 1)], None, None, False)
+    normal = x >= -87  # below, the power alone would be 0
+    assert ulp_error(y, x.double().sigmoid())[normal].max() <= 2.5
+    assert (y[~normal] <= 1.7e-38).all() and (y[~normal] >= 0).all()

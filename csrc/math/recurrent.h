@@ -9,8 +9,7 @@ namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
 
-// ---- gates
-// ---------------------------------------------------------------------------------------
+// ---- gates --------------------------------------------------------------------------------------
 
 // Whether V takes sigmoid and tanh by one power and one division: on AVX2 an LSTM's cell then took
 // some 165 to 175 cycles for 16 units of a row where it took 205, a fifth of its product at H = 256

@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "cpu/kernels/gemm_tile.h"
 #include "cpu/kernels/loops.h"
 #include "cpu/kernels/recurrent_table.h"
 
@@ -16,9 +17,9 @@ namespace {
 // Every element of a product is the sum of its blocks of k in their order, and each block one chain
 // of fused multiply-adds in the order of k, whatever rows and columns are computed beside it.
 
-// Registers of a strip; the last one of a panel may be narrower.
+// Registers of a strip: of a row of the micro-tile, as the matrix product's.
 template <class C>
-constexpr int kStripRegisters = sizeof(Vec<C>) == 64 ? 4 : 2;
+constexpr int kStripRegisters = Gemm<C>::kWidth;
 
 // Units of a panel: all gates of them lie side by side. One gate's fill a cache line, so that even
 // H = 20 is not padded to much more; a plain cell's fill two, for two strips.
@@ -86,8 +87,6 @@ void pack_strips(const void* b_, int64_t k, int64_t n, int64_t first, int64_t la
   }
 }
 
-// Units of k of one chain, as in gemm_tile.h: sums of blocks round less than one long chain.
-constexpr int64_t kRecurrentBlock = 128;
 // How far ahead a strip is fetched: weights that do not fit the L2 come from the L3, which takes
 // some 150 cycles, 40 rows of four.
 constexpr int64_t kStripBytesAhead = 4096;
@@ -153,7 +152,7 @@ template <class C, int MR, int NV, int S, class Count>
 void multiply_strips(const RecurrentProduct& p, int64_t column, const C* b, Count count) {
   int64_t first = 0;
   do {
-    const int64_t last = p.k - first < kRecurrentBlock ? p.k : first + kRecurrentBlock;
+    const int64_t last = p.k - first < Gemm<C>::kBlock ? p.k : first + Gemm<C>::kBlock;
     int64_t row = 0;
     for (int64_t blocks = (p.rows + MR - 1) / MR; blocks > 0; --blocks) {
       const int64_t rows = (p.rows - row + blocks - 1) / blocks;

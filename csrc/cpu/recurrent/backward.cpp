@@ -68,7 +68,7 @@ struct BackwardDirection {
     if (has_dh) {
       tile.dh = in(dh, row, p.state);
     }
-    tile.gates = in(gates, at, recurrent_gate_stride(p.cell, p.hidden));
+    tile.gates = in(gates, at, recurrent_gate_stride(p.cell, p.hidden, size));
     tile.gates_gate = p.hidden;
     tile.gradients = out(gradients, at, slopes_stride);
     tile.gradients_gate = p.hidden;
@@ -104,16 +104,6 @@ struct BackwardDirection {
     return tile;
   }
 
-  // As in forward: lines that come while the product is formed.
-  void prefetch(const RecurrentBackwardTile& tile) const {
-    const TileLines lines{tile.rows, tile.units * size, size};
-    lines.prefetch(tile.gates.data, tile.gates.stride, tile.gates.data ? p.gates() : 0,
-                   tile.gates_gate);
-    for (const ConstRecurrentRow& from : {tile.dy, tile.hn, tile.c, tile.c_before, tile.h_before}) {
-      lines.prefetch(from.data, from.stride);
-    }
-  }
-
   // The cell backward on tiles of a product of `rows` rows of a, k long, with `n` columns of b, in
   // strips or, null, as it lies. `unit` begins a strip; tile_at(row, rows, unit, units) is a tile
   // but for its sums.
@@ -130,7 +120,6 @@ struct BackwardDirection {
       for (int64_t row = 0; row < rows; row += kStepTileRows) {
         const int64_t tile_rows = std::min(kStepTileRows, rows - row);
         RecurrentBackwardTile tile = tile_at(row, tile_rows, unit, units);
-        prefetch(tile);
         kernel.multiply({a + row * a_stride * size, a_stride, from, packed ? kernel.strip : n,
                          packed ? kernel.strip * k : kernel.strip, k, tile_rows, units, sums,
                          width});

@@ -35,7 +35,7 @@ struct Direction {
   StepOrder order{p, reverse};
   int64_t size = size_of(p.dtype);
   int64_t gate_columns = p.gates() * p.hidden;
-  int64_t gate_stride = recurrent_gate_stride(p.cell, p.hidden);
+  int64_t gate_stride = recurrent_gate_stride(p.cell, p.hidden, size);
   bool keeps = gates || hn;
   bool projects = w.w_hr;
   const RecurrentKernels& kernel = kernels().recurrent[p.dtype];
@@ -88,17 +88,6 @@ struct Direction {
     return tile;
   }
 
-  // Lines that come from the L3 or from memory while the product before the cell is formed: an
-  // LSTM's cell waited for them half of its time (64x16x256x256, Zen 3).
-  void prefetch(const RecurrentTile& tile) const {
-    const TileLines lines{tile.rows, tile.units * size, size};
-    lines.prefetch(tile.gates.data, tile.gates.stride, tile.gates.data ? p.gates() : 0,
-                   tile.gates_gate);
-    lines.prefetch(tile.hn.data, tile.hn.stride);
-    lines.prefetch(tile.c.data, tile.c.stride);
-    lines.prefetch(tile.out.data, tile.out.stride);
-  }
-
   // The cell on tiles of a product of rows of `a` with packed weights; tile_at(row, rows, first
   // unit, units) is a tile but for its sums.
   template <class F>
@@ -114,7 +103,6 @@ struct Direction {
       for (int64_t row = 0; row < rows; row += kStepTileRows) {
         const int64_t tile_rows = std::min(kStepTileRows, rows - row);
         RecurrentTile tile = tile_at(row, tile_rows, unit, std::min(units, unit_end - unit));
-        prefetch(tile);
         kernel.multiply({static_cast<const char*>(a) + row * a_stride * size, a_stride, panel,
                          strip, strip * k, k, tile_rows, width, sums, width});
         tile.sums = {sums, width};

@@ -21,7 +21,9 @@ using SmallWorkspace = Workspace<1 << 12>;
 class ReserveLayout {
  public:
   explicit ReserveLayout(const RecurrentProblem& p)
-      : p_(p), columns_(recurrent_reserve_columns(p.cell, p.hidden, p.state, p.weights[0].w_hr)) {}
+      : p_(p),
+        columns_(recurrent_reserve_columns(p.cell, p.hidden, p.state, size_of(p.dtype),
+                                           p.weights[0].w_hr)) {}
 
   int64_t output(int64_t layer) const { return layer * p_.directions * p_.all_rows() * columns_; }
   // Activated gates.
@@ -30,7 +32,8 @@ class ReserveLayout {
   }
   // Of a GRU W_hn h + b_hn, of an LSTM c.
   int64_t cells(int64_t layer, int64_t direction) const {
-    return gates(layer, direction) + p_.all_rows() * recurrent_gate_stride(p_.cell, p_.hidden);
+    return gates(layer, direction) +
+           p_.all_rows() * recurrent_gate_stride(p_.cell, p_.hidden, size_of(p_.dtype));
   }
   // Of an LSTM that projects: h before that.
   int64_t unprojected(int64_t layer, int64_t direction) const {
@@ -121,26 +124,5 @@ constexpr int64_t kStepTileRowBytes = 256;
 // to[i] = a[i] * b[i], and to[i] = from[i], on all threads.
 void multiply_elements(Dtype dtype, const void* a, const void* b, void* to, int64_t n);
 void copy_bytes(const void* from, void* to, int64_t bytes);
-
-// What a cell reads and writes in rows of memory far away, units * size bytes of each row.
-struct TileLines {
-  int64_t rows;
-  int64_t bytes;
-  int64_t size;  // of an element
-
-  void prefetch(const void* data, int64_t stride) const {
-    const char* first = static_cast<const char*>(data);
-    for (int64_t row = 0; data && row < rows; ++row, first += stride * size) {
-      for (int64_t at = 0; at < bytes; at += 64) {
-        __builtin_prefetch(first + at, /*for writing=*/1);
-      }
-    }
-  }
-  void prefetch(const void* data, int64_t stride, int64_t parts, int64_t apart) const {
-    for (int64_t i = 0; i < parts; ++i) {
-      prefetch(static_cast<const char*>(data) + i * apart * size, stride);
-    }
-  }
-};
 
 }  // namespace fastact

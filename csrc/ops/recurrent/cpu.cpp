@@ -236,7 +236,8 @@ c10::SymInt reserve_elements(const RecurrentCall& call, const RecurrentSizes& s)
     return 0;
   }
   return s.steps * s.batch * (s.layers * s.directions) *
-         recurrent_reserve_columns(cell_of(call.mode), s.hidden, s.state, s.projects);
+         recurrent_reserve_columns(cell_of(call.mode), s.hidden, s.state,
+                                   c10::elementSize(reserve_dtype(call)), s.projects);
 }
 
 RecurrentResults recurrent_cpu(const RecurrentCall& call, bool training) {
