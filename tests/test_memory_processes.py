@@ -1,13 +1,13 @@
 """Does the output block cache hold with threads, in other processes, to the end, without leaks?"""
 
-import ctypes
+import os
 import queue
 import random
 import sys
 import threading
 
 import pytest
-from cached_outputs import MIB, SIZES, Count, cached, output, python
+from cached_outputs import MIB, SIZES, Count, output, python
 
 from fastact import memory
 from fastact.testing.cases import enabled
@@ -229,10 +229,11 @@ def test_shutdown_with_live_tensors():
 
 
 def resident():
-    """Counted page by page: statm leaves out what each processor has not reported yet, which was
-    14 of 64 MiB here."""
+    """Anonymous memory, counted page by page: statm leaves out what each processor has not
+    reported yet, which was 14 of 64 MiB here, and pages of files come and go with what else the
+    machine does."""
     with open("/proc/self/smaps_rollup") as rollup:
-        [kilobytes] = [int(line.split()[1]) for line in rollup if line.startswith("Rss:")]
+        [kilobytes] = [int(line.split()[1]) for line in rollup if line.startswith("Anonymous:")]
     return kilobytes * 1024
 
 
@@ -269,13 +270,32 @@ def test_leaks(call):
     assert min(growth) <= MIB // 8, growth
 
 
+SYSTEM = f"""
+import ctypes
+import gc
+import sys
+
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from cached_outputs import MIB, cached, ones, output
+from fastact import memory
+from test_memory_processes import resident
+
+memory.set_limit(2**30)
+ones(16 * MIB)
+gc.collect()
+before = resident()
+kept = [output(16 * MIB) for _ in range(4)]
+held = resident() - before
+kept.clear()
+assert cached() == 64 * MIB
+memory.empty_cache()
+ctypes.CDLL(None).malloc_trim(0)
+print(60 * MIB <= held <= 70 * MIB, resident() - before <= 4 * MIB)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_goes_back_to_the_system():
-    """Of 64 MiB in blocks, which are emptied, and of a tensor that never came back."""
-    before = resident()
-    kept = [output(16 * MIB) for _ in range(4)]
-    assert resident() - before >= 60 * MIB
-    kept.clear()
-    assert cached() == 64 * MIB
-    memory.empty_cache()
-    ctypes.CDLL(None).malloc_trim(0)
-    assert resident() - before <= 4 * MIB
+    """Of 64 MiB in blocks, which are emptied. In a process of its own: among a suite's gigabyte,
+    what else became free meanwhile was 14 MiB once."""
+    assert python(SYSTEM) == "True True\n"
