@@ -9,6 +9,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <optional>
 #include <type_traits>
 
 namespace fastact {
@@ -61,7 +62,9 @@ struct OperatorNode : torch::autograd::TraceableFunction {
 
   variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
     const auto swap_attribute = [&](auto& value, auto exchange) {
-      if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::vector<c10::SymInt>>) {
+      using Value = std::decay_t<decltype(value)>;
+      if constexpr (std::is_same_v<Value, c10::SymInt> ||
+                    std::is_same_v<Value, std::vector<c10::SymInt>>) {
         exchange(value);
       }
     };
@@ -79,10 +82,20 @@ struct OperatorNode : torch::autograd::TraceableFunction {
   Derived& derived() { return static_cast<Derived&>(*this); }
 };
 
+// As operators take what a node has unpacked.
+inline std::optional<at::Tensor> none_if_undefined(at::Tensor t) {
+  return t.defined() ? std::optional(std::move(t)) : std::nullopt;
+}
+
 // Forward-mode derivatives run as the ATen composition: an operator's kernel would drop the tangent
 // silently.
 inline bool is_dual(const at::Tensor& t) {
   return t.defined() && t._fw_grad(/*level=*/0).defined();
+}
+
+template <class... T>
+bool any_dual(const T&... tensors) {
+  return (is_dual(tensors) || ...);
 }
 
 // What a node keeps of a weight. PyTorch's linear keeps weight.t(): a view, which a later

@@ -5,8 +5,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 
-#include "core/epilogue.h"
-#include "core/node.h"
+#include "core/fused_node.h"
 #include "core/registration.h"
 #include "ops/linear/linear.h"
 #include "ops/prelu/prelu.h"
@@ -14,65 +13,17 @@
 namespace fastact {
 namespace {
 
-OptionalTensor none_if_undefined(Tensor t) {
-  return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
-}
-
-Tensor with_residual(const Tensor& product, const Tensor& residual) {
-  return residual.defined() ? at::add(product, residual) : product;
-}
-
-struct LinearNode final : OperatorNode<LinearNode> {
-  std::optional<std::string> activation;
-  std::vector<double> parameters;
-  bool save_output = true;
-  bool saved_is_output = false;
-  SavedVariable saved;   // the output or the pre-activation
-  SavedVariable input;   // where weight needs a gradient
-  SavedVariable weight;  // where input needs one
-  // Where `saved` is the pre-activation, so that higher orders can form it again.
-  SavedVariable bias;
-  SavedVariable slope;
-
+// Keeps the input where the weight needs a gradient, and the weight where the input needs one.
+struct LinearNode final : OperatorNode<LinearNode>, FusedState {
   std::string name() const override { return "fastact::linear"; }
 
-  template <class F>
-  void each_saved(const F& f) {
-    f(saved, saved_is_output);
-    for (SavedVariable* variable : {&input, &weight, &bias, &slope}) {
-      f(*variable, /*is_output=*/false);
-    }
-  }
-  template <class F>
-  void each_attribute(const F& f) {
-    f(activation);
-    f(parameters);
-    f(save_output);
-  }
-
   void backward(const Tensor& grad, variable_list& result) {
-    LinearMask mask;
-    for (std::size_t i = 0; i < mask.size(); ++i) {
-      mask[i] = task_should_compute_output(i);
-    }
-    if (!activation && mask[4]) {
-      result[4] = grad;  // which an operator may not return
-      mask[4] = false;
-    }
-    const auto gradients = linear_backward_op.call(
-        grad, none_if_undefined(saved.unpack(getptr())), none_if_undefined(input.unpack()),
-        none_if_undefined(weight.unpack()), none_if_undefined(bias.unpack()),
-        none_if_undefined(slope.unpack()), activation, parameters, mask, save_output);
-    const auto take = [&](int i, const Tensor& gradient) {
-      if (mask[i]) {
-        result[i] = gradient;
-      }
-    };
-    take(0, std::get<0>(gradients));
-    take(1, std::get<1>(gradients));
-    take(2, std::get<2>(gradients));
-    take(3, std::get<3>(gradients));
-    take(4, std::get<4>(gradients));
+    gradients(*this, grad, result, [&](const FusedMask& mask) {
+      return linear_backward_op.call(
+          grad, none_if_undefined(saved.unpack(getptr())), none_if_undefined(input.unpack()),
+          none_if_undefined(weight.unpack()), none_if_undefined(bias.unpack()),
+          none_if_undefined(slope.unpack()), activation, parameters, mask, save_output);
+    });
   }
 };
 
@@ -85,8 +36,7 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
   const Tensor& residual = value_or_undefined(residual_);
   const bool needs_grad = compute_requires_grad(input, weight, bias, slope, residual);
   const bool composed =
-      is_dual(input) || is_dual(weight) || is_dual(bias) || is_dual(slope) || is_dual(residual) ||
-      !has_sizes(input) || !has_sizes(weight) ||
+      any_dual(input, weight, bias, slope, residual) || !has_sizes(input) || !has_sizes(weight) ||
       (needs_grad && bias.defined() &&
        (bias.dim() != 1 || bias.sym_size(0) != weight.sym_size(0))) ||
       (needs_grad && (!is_kernel_dtype(input.scalar_type()) || weight.dim() != 2));
@@ -136,19 +86,7 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
     return output;
   }();
   set_history(result, node);
-  if (activation) {
-    node->activation = std::string(*activation);
-  }
-  node->parameters = parameters.vec();
-  node->save_output = save_output;
-  node->saved_is_output = !epilogue.is_identity() && !saves_pre_activation;
-  if (saves_pre_activation) {
-    node->saved = SavedVariable(pre_activation, /*is_output=*/false);
-    node->bias = SavedVariable(bias, /*is_output=*/false);
-    node->slope = SavedVariable(slope, /*is_output=*/false);
-  } else if (node->saved_is_output) {
-    node->saved = SavedVariable(result, /*is_output=*/true);
-  }
+  node->keep(epilogue, activation, parameters, save_output, result, pre_activation, bias, slope);
   if (weight.requires_grad()) {
     node->input = SavedVariable(input, /*is_output=*/false);
   }
@@ -161,9 +99,9 @@ Tensor linear_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tens
 
 // dz = grad * act'; dinput = dz @ weight, dweight = dz.T @ input, dbias = sum of dz. Of
 // differentiable operators, so that every higher order follows.
-LinearGradients linear_gradients(const Epilogue& epilogue, const Tensor& grad, const Tensor& saved,
-                                 const OptionalTensor& input, const OptionalTensor& weight,
-                                 const LinearMask& mask) {
+FusedGradients linear_gradients(const Epilogue& epilogue, const Tensor& grad, const Tensor& saved,
+                                const OptionalTensor& input, const OptionalTensor& weight,
+                                const FusedMask& mask) {
   const auto [dz, dslope] = epilogue.backward(grad, saved);
   const auto as_matrix = [](const Tensor& t) {
     if (t.dim() == 2) {
@@ -182,12 +120,12 @@ LinearGradients linear_gradients(const Epilogue& epilogue, const Tensor& grad, c
           mask[4] ? residual_gradient(epilogue, dz) : none()};
 }
 
-LinearGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
-                                         const OptionalTensor& saved, const OptionalTensor& input,
-                                         const OptionalTensor& weight, const OptionalTensor& bias,
-                                         const OptionalTensor& slope, ActivationName activation,
-                                         at::ArrayRef<double> parameters, LinearMask mask,
-                                         bool save_output) {
+FusedGradients linear_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad,
+                                        const OptionalTensor& saved, const OptionalTensor& input,
+                                        const OptionalTensor& weight, const OptionalTensor& bias,
+                                        const OptionalTensor& slope, ActivationName activation,
+                                        at::ArrayRef<double> parameters, FusedMask mask,
+                                        bool save_output) {
   const auto each = {&value_or_undefined(saved),  &value_or_undefined(input),
                      &value_or_undefined(weight), &value_or_undefined(bias),
                      &value_or_undefined(slope),  &grad};
@@ -244,8 +182,7 @@ Tensor linear_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, con
   const Tensor& b = value_or_undefined(bias);
   const Tensor& s = value_or_undefined(slope);
   const Tensor& r = value_or_undefined(residual);
-  if (compute_requires_grad(input, weight, b, s, r) || is_dual(input) || is_dual(weight) ||
-      is_dual(b) || is_dual(s) || is_dual(r)) {
+  if (compute_requires_grad(input, weight, b, s, r) || any_dual(input, weight, b, s, r)) {
     return linear_op.call(input, weight, bias, activation, parameters, slope, residual,
                           /*save_output=*/true);
   }
@@ -278,11 +215,11 @@ std::tuple<Tensor, Tensor> linear_training_meta(const Tensor& input, const Tenso
   return {output, at::empty_symint(output.sym_sizes(), output.options())};
 }
 
-LinearGradients linear_backward_meta(const Tensor& grad, const OptionalTensor& saved,
-                                     const OptionalTensor& input, const OptionalTensor& weight,
-                                     const OptionalTensor& bias, const OptionalTensor& slope,
-                                     ActivationName activation, at::ArrayRef<double> parameters,
-                                     LinearMask mask, bool) {
+FusedGradients linear_backward_meta(const Tensor& grad, const OptionalTensor& saved,
+                                    const OptionalTensor& input, const OptionalTensor& weight,
+                                    const OptionalTensor& bias, const OptionalTensor& slope,
+                                    ActivationName activation, at::ArrayRef<double> parameters,
+                                    FusedMask mask, bool) {
   const Epilogue epilogue("linear_backward", activation, parameters, slope);
   check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   const auto make = [&](bool wanted, c10::SymIntArrayRef sizes) {
@@ -356,7 +293,7 @@ void check_linear(const Tensor& input, const Tensor& weight, const OptionalTenso
 void check_linear_backward(const Epilogue& epilogue, const Tensor& grad,
                            const OptionalTensor& saved, const OptionalTensor& input,
                            const OptionalTensor& weight, const OptionalTensor& bias,
-                           const LinearMask& mask) {
+                           const FusedMask& mask) {
   const OperatorName op("linear_backward");
   check_defined(op, "grad", grad);
   // Its dtype and sizes are those of every operand.
@@ -417,10 +354,6 @@ Tensor compose_linear(const Tensor& input, const Tensor& weight, const OptionalT
       with_residual(at::linear(input, weight, bias).contiguous(), value_or_undefined(residual)));
 }
 
-Tensor residual_gradient(const Epilogue& epilogue, const Tensor& dz) {
-  return epilogue.is_identity() ? dz.clone() : dz;
-}
-
 bool fits_output(const Tensor& residual, const Tensor& input, const Tensor& weight) {
   const int64_t dim = input.dim();
   if (residual.scalar_type() != input.scalar_type() || residual.dim() != dim || weight.dim() != 2 ||
@@ -446,11 +379,11 @@ std::tuple<Tensor, Tensor> compose_linear_training(const Tensor& input, const Te
   return {epilogue.is_identity() ? z.clone() : epilogue.apply(z), z};
 }
 
-LinearGradients compose_linear_backward(const Tensor& grad, const OptionalTensor& saved,
-                                        const OptionalTensor& input, const OptionalTensor& weight,
-                                        const OptionalTensor& bias, const OptionalTensor& slope,
-                                        ActivationName activation, at::ArrayRef<double> parameters,
-                                        LinearMask mask, bool save_output) {
+FusedGradients compose_linear_backward(const Tensor& grad, const OptionalTensor& saved,
+                                       const OptionalTensor& input, const OptionalTensor& weight,
+                                       const OptionalTensor& bias, const OptionalTensor& slope,
+                                       ActivationName activation, at::ArrayRef<double> parameters,
+                                       FusedMask mask, bool save_output) {
   const Epilogue epilogue("linear_backward", activation, parameters, slope);
   check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   const Tensor& kept = value_or_undefined(saved);

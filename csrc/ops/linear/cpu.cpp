@@ -184,11 +184,11 @@ std::string linear_algorithm(const Tensor& input, const Tensor& weight, bool pac
 
 }  // namespace
 
-LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& saved,
-                                    const OptionalTensor& input, const OptionalTensor& weight,
-                                    const OptionalTensor& bias, const OptionalTensor& slope,
-                                    ActivationName activation, at::ArrayRef<double> parameters,
-                                    LinearMask mask, bool save_output) {
+FusedGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& saved,
+                                   const OptionalTensor& input, const OptionalTensor& weight,
+                                   const OptionalTensor& bias, const OptionalTensor& slope,
+                                   ActivationName activation, at::ArrayRef<double> parameters,
+                                   FusedMask mask, bool save_output) {
   const Epilogue epilogue("linear_backward", activation, parameters, slope);
   check_linear_backward(epilogue, grad, saved, input, weight, bias, mask);
   if (!covered(grad) || (mask[0] && !covered(*weight)) || (mask[1] && !covered(*input))) {
@@ -212,8 +212,8 @@ LinearGradients linear_backward_cpu(const Tensor& grad, const OptionalTensor& sa
   const Dtype dtype = table_dtype(dz.scalar_type());
   const int64_t m = g.rows;
   const int64_t n = dz.size(-1);
-  LinearGradients result{none(), none(), own.bias, mask[3] ? own.slope : none(),
-                         mask[4] ? residual_gradient(epilogue, dz) : none()};
+  FusedGradients result{none(), none(), own.bias, mask[3] ? own.slope : none(),
+                        mask[4] ? residual_gradient(epilogue, dz) : none()};
   if (mask[0]) {
     const MatrixView w(*weight);
     const int64_t k = weight->size(1);

@@ -2,22 +2,12 @@
 // backends share.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include <array>
-#include <optional>
-#include <string_view>
-#include <tuple>
-
-#include "core/checks.h"
+#include "core/fused.h"
 #include "core/operator.h"
 
 namespace fastact {
 
-class Epilogue;
-
 // What every operator of the family is called with, by the names of the schemas in ops.cpp.
-using ActivationName = std::optional<c10::string_view>;
 using LinearSchema = Tensor(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                             ActivationName activation, at::ArrayRef<double> parameters,
                             const OptionalTensor& slope, const OptionalTensor& residual,
@@ -32,15 +22,12 @@ using LinearPackedSchema = Tensor(const Tensor& input, const Tensor& packed, con
                                   const OptionalTensor& bias, ActivationName activation,
                                   at::ArrayRef<double> parameters, const OptionalTensor& slope,
                                   const OptionalTensor& residual);
-// The gradients of input, weight, bias, slope and residual; empty where the mask is false. `saved`
-// is none without an activation; the output where Epilogue::saves_output() and `save_output`; else
-// the value before the activation.
-using LinearGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-using LinearMask = std::array<bool, std::tuple_size_v<LinearGradients>>;
-using LinearBackwardSchema = LinearGradients(
+// `saved` is none without an activation; the output where Epilogue::saves_output() and
+// `save_output`; else the value before the activation.
+using LinearBackwardSchema = FusedGradients(
     const Tensor& grad, const OptionalTensor& saved, const OptionalTensor& input,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& slope,
-    ActivationName activation, at::ArrayRef<double> parameters, LinearMask mask, bool save_output);
+    ActivationName activation, at::ArrayRef<double> parameters, FusedMask mask, bool save_output);
 
 inline constinit Operator<LinearSchema> linear_op{"linear"};
 inline constinit Operator<LinearTrainingSchema> linear_training_op{"linear_training"};
@@ -55,7 +42,7 @@ void check_linear(const Tensor& input, const Tensor& weight, const OptionalTenso
 void check_linear_backward(const Epilogue& epilogue, const Tensor& grad,
                            const OptionalTensor& saved, const OptionalTensor& input,
                            const OptionalTensor& weight, const OptionalTensor& bias,
-                           const LinearMask& mask);
+                           const FusedMask& mask);
 void check_pack_linear(const Tensor& weight);
 // Raises unless `packed` is empty or what pack_linear(weight) returns, by its size.
 void check_packed(const Tensor& packed, const Tensor& weight);
@@ -63,10 +50,6 @@ void check_packed(const Tensor& packed, const Tensor& weight);
 // Whether a residual has the dtype and the shape of the product, so that it can be added to its
 // tiles. Others are promoted and broadcast, as PyTorch's + does it.
 bool fits_output(const Tensor& residual, const Tensor& input, const Tensor& weight);
-
-// The residual's gradient is that before the activation: without an activation a copy of the
-// incoming one, which an operator may not return.
-Tensor residual_gradient(const Epilogue& epilogue, const Tensor& dz);
 
 // Of every backend: the matrix product is ATen's, and the activation runs in its output.
 LinearTrainingSchema compose_linear_training;

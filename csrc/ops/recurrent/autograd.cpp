@@ -10,10 +10,6 @@
 namespace fastact {
 namespace {
 
-OptionalTensor none_if_undefined(Tensor t) {
-  return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt;
-}
-
 // ---- what tells the three operators apart -------------------------------------------------------
 
 struct Rnn {
