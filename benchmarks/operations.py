@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import recurrent
+from . import conv, recurrent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED = 20261122
@@ -102,6 +102,17 @@ def linear_text(case, library):
     return f"F.linear(x, weight, bias, activation={activation.name!r}{slope}{arguments})"
 
 
+def conv_text(case, library):
+    call = f"F.conv2d(x, weight, bias, {conv.arguments(case)}"
+    activation = case.activation
+    if library is torch.nn.functional:
+        return activation_text(case, call + ")")
+    function = getattr(torch.nn.functional, activation.function)
+    slope = ", slope=slope" if activation.takes_slope else ""
+    arguments = as_text(required_when_fused(function, activation))
+    return f"{call}, activation={activation.name!r}{slope}{arguments})"
+
+
 def masked_text(case, library):
     if library is torch.nn.functional:
         return f"F.softmax({SCALE} * x + mask, dim=-1)"
@@ -121,6 +132,13 @@ def linear_module(case, nn):
         return nn.Sequential(nn.Linear(inner, outer), activation_module(case, nn))
     arguments = required_when_fused(getattr(torch.nn, case.activation.module), case.activation)
     return nn.Linear(inner, outer, activation=case.activation.name, **arguments)
+
+
+def conv_module(case, nn):
+    if nn is torch.nn:
+        return nn.Sequential(conv.layer(case, nn.Conv2d), activation_module(case, nn))
+    arguments = required_when_fused(getattr(torch.nn, case.activation.module), case.activation)
+    return conv.layer(case, nn.Conv2d, activation=case.activation.name, **arguments)
 
 
 class Network(torch.nn.Module):
@@ -224,6 +242,15 @@ NETWORK = replace(
     module=NestedNetwork,
     flops=lambda case: 4 * math.prod(case.shape),
 )
+# The products of a training step are three of one size, as linear's.
+CONV = Operation(
+    tensors=conv.tensors,
+    text=conv_text,
+    module=conv_module,
+    training=3,
+    flops=conv.flops,
+    operand=conv.operand,
+)
 RECURRENT = Operation(
     tensors=recurrent.tensors,
     text=recurrent.text,
@@ -241,6 +268,7 @@ OPERATIONS = {
     "linear": LINEAR,
     "network_nested": NETWORK,
     "network_residual": replace(NETWORK, module=ResidualNetwork),
+    **dict.fromkeys(conv.LAYOUTS, CONV),
     **dict.fromkeys(recurrent.FORMS, RECURRENT),
 }
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 from . import registry
+from .conv import LAYOUTS
 from .recurrent import GATES
 from .registry import Activation
 
@@ -20,7 +21,8 @@ class Case:
     label: str
     operation: str  # a row of operations.OPERATIONS
     activation: Activation
-    shape: tuple[int, ...]  # of the input; (M, K, N) for linear; (T, B, I, H, layers) for rnn
+    # Of the input; (M, K, N) for linear; of conv and rnn as conv.py and recurrent.py say.
+    shape: tuple[int, ...]
     dtype: str
     form: str = "functional"  # or "module"
     quick: bool = False
@@ -30,7 +32,7 @@ class Case:
     def kernel(self):
         if self.operation in ("activation", "softmax"):
             return self.activation.name
-        if self.operation == "linear" or self.operation.startswith("network"):
+        if self.operation.startswith(("linear", "network", "conv")):
             return f"{self.operation}+{self.activation.name}"
         return self.operation
 
@@ -154,6 +156,43 @@ def masked_grid(operation, quick_shapes=()):
     )
 
 
+def conv_grids():
+    """Images, channels, size, out channels, kernel, stride, groups: layers of ResNet, MobileNet and
+    the like."""
+    for operation, (label, shapes, quick_shapes) in itertools.product(
+        LAYOUTS,
+        (
+            (
+                "3x3",
+                (
+                    (8, 64, 56, 64, 3, 1, 1),
+                    (4, 128, 28, 128, 3, 1, 1),
+                    (4, 256, 14, 256, 3, 1, 1),
+                    (4, 512, 7, 512, 3, 1, 1),
+                    (1, 128, 64, 128, 3, 1, 1),
+                ),
+                ((4, 128, 28, 128, 3, 1, 1),),
+            ),
+            ("1x1", ((8, 256, 28, 512, 1, 1, 1), (16, 32, 7, 192, 1, 1, 1)), ()),
+            (
+                "depthwise",
+                ((8, 96, 56, 96, 3, 1, 96), (4, 120, 28, 120, 5, 2, 120)),
+                ((4, 120, 28, 120, 5, 2, 120),),
+            ),
+            ("few channels", ((1, 3, 224, 64, 7, 2, 1), (8, 3, 64, 16, 3, 1, 1)), ()),
+        ),
+    ):
+        yield Grid(
+            f"{operation} {{dtype}}: {label}",
+            operation,
+            shapes,
+            ("relu", "leaky_relu", "prelu", "silu"),
+            forms=("module",),
+            quick_shapes=quick_shapes,
+            quick_activations=("relu",),
+        )
+
+
 def recurrent_grids():
     """Steps, batch, inputs, hidden units, layers."""
     for mode in GATES:
@@ -245,6 +284,7 @@ SUITES = {
         masked_grid("masked_softmax"),
         masked_grid("causal_softmax", quick_shapes=((4, 8, 256, 256),)),
     ),
+    "conv": tuple(conv_grids()),
     "rnn": tuple(recurrent_grids()),
 }
 # The machine's own limits are not a grid of cases: limits.py measures them.

@@ -8,6 +8,7 @@
 #include "core/epilogue.h"
 #include "cpu/coverage.h"
 #include "cpu/memory.h"
+#include "ops/conv/conv.h"
 #include "ops/gated/gated.h"
 
 namespace fastact {
@@ -98,6 +99,40 @@ TORCH_LIBRARY(fastact, m) {
       "Tensor");
   // The algorithm of linear's product for these operands (cpu/gemm/gemm.h), or "aten".
   m.def("linear_algorithm(Tensor input, Tensor weight, bool packed=False) -> str");
+
+  // activation(convolution of input by weight + bias + residual), in 1, 2 or 3 dimensions by those
+  // of weight, as linear for the rest. padding="same" and padding modes are the caller's.
+  m.def(
+      "conv(Tensor input, Tensor weight, Tensor? bias=None, SymInt[1] stride=1, "
+      "SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1, str? activation=None, "
+      "float[] params=[], Tensor? slope=None, Tensor? residual=None, bool save_output=True) -> "
+      "Tensor");
+  m.def(
+      "conv_training(Tensor input, Tensor weight, Tensor? bias, SymInt[1] stride, "
+      "SymInt[1] padding, SymInt[1] dilation, SymInt groups, str? activation, float[] params, "
+      "Tensor? slope) -> (Tensor, Tensor)");
+  m.def(
+      "conv_backward(Tensor grad, Tensor? saved, Tensor input, Tensor weight, Tensor? bias, "
+      "Tensor? slope, SymInt[1] stride, SymInt[1] padding, SymInt[1] dilation, SymInt groups, "
+      "str? activation, float[] params, bool[5] mask, bool save_output=True) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // As pack_linear and linear_packed. `winograd` (none: the setting) decides what is packed, and so
+  // how conv_packed computes.
+  m.def(
+      "pack_conv(Tensor weight, SymInt[1] stride=1, SymInt[1] padding=0, SymInt[1] dilation=1, "
+      "SymInt groups=1, str? winograd=None) -> Tensor");
+  m.def(
+      "conv_packed(Tensor input, Tensor packed, Tensor weight, Tensor? bias=None, "
+      "SymInt[1] stride=1, SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1, "
+      "str? activation=None, float[] params=[], Tensor? slope=None, Tensor? residual=None) -> "
+      "Tensor");
+  // The algorithm of conv for these operands (cpu/conv/conv.h), or "aten".
+  m.def(
+      "conv_algorithm(Tensor input, Tensor weight, SymInt[1] stride=1, SymInt[1] padding=0, "
+      "SymInt[1] dilation=1, SymInt groups=1, bool packed=False) -> str");
+  // Which of Winograd's algorithms 3x3 convolutions may use: "off", "safe" (the default) or "fast".
+  m.def("set_winograd(str setting) -> ()", &set_winograd);
+  m.def("winograd() -> str", &winograd);
 
   // Recurrent layers over whole sequences: input [T, B, I], output [T, B, directions * H], states
   // [layers * directions, B, H] (an LSTM with proj_size P: P in place of H but for cx), weights as

@@ -18,6 +18,7 @@ load_operators()
 from fastact import flops, functional, memory, nn, vmap  # noqa: E402, F401  (the operators must be there first)
 from fastact._version import __version__  # noqa: E402
 from fastact.conversion import convert, revert  # noqa: E402
+from fastact.convolution import set_winograd  # noqa: E402
 from fastact.environment import info  # noqa: E402
 from fastact.explanation import Report, explain  # noqa: E402
 
@@ -47,6 +48,7 @@ __all__ = [
     "nn",
     "plot",
     "revert",
+    "set_winograd",
 ]
 
 

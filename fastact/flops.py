@@ -48,6 +48,38 @@ def _linear_backward(
     return 2 * math.prod(grad) * columns * (mask[0] + mask[1])
 
 
+# ---- convolution -------------------------------------------------------------------------------
+
+
+def _conv(input: _Shape, weight: _Shape, *rest: Any, out_shape: Any, **keywords: Any) -> int:
+    output = out_shape if isinstance(out_shape[0], int) else out_shape[0]
+    return 2 * math.prod(output) * math.prod(weight[1:])
+
+
+def _conv_packed(input: _Shape, packed: _Shape, weight: _Shape, *rest: Any, **keywords: Any) -> int:
+    return _conv(input, weight, **keywords)
+
+
+def _conv_backward(
+    grad: _Shape,
+    saved: _Shape | None,
+    input: _Shape,
+    weight: _Shape,
+    bias: _Shape | None,
+    slope: _Shape | None,
+    stride: _Shape,
+    padding: _Shape,
+    dilation: _Shape,
+    groups: int,
+    activation: str | None,
+    params: Sequence[float],
+    mask: Sequence[bool],
+    *rest: Any,
+    **keywords: Any,
+) -> int:
+    return 2 * math.prod(grad) * math.prod(weight[1:]) * (mask[0] + mask[1])
+
+
 # ---- recurrent layers --------------------------------------------------------------------------
 
 
@@ -91,6 +123,10 @@ def _recurrent_backward(states: int) -> Any:
 
 
 _FORMULAS: dict[Any, Callable[..., int]] = {
+    ops.conv: _conv,
+    ops.conv_training: _conv,
+    ops.conv_packed: _conv_packed,
+    ops.conv_backward: _conv_backward,
     ops.linear: _linear,
     ops.linear_training: _linear,
     ops.linear_packed: _linear_packed,

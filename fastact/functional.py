@@ -1,4 +1,4 @@
-"""torch.nn.functional's activations and ``linear``, faster.
+"""torch.nn.functional's activations, ``linear`` and convolutions, faster.
 
 Every function has its twin's name, signature, defaults and errors. Shapes: any; dtypes: float32,
 float64, bfloat16 and float16 on fastact's kernels, every other one as PyTorch computes it.
@@ -25,6 +25,7 @@ from torch.compiler import is_dynamo_compiling
 from fastact import _C
 from fastact.activations import FORMS, FUSIBLE, REGISTRY, Activation, form_name, resolve
 from fastact.arguments import as_number
+from fastact.convolution import check_dimension, convolve
 from fastact.exec_source import exec_source
 from fastact.overrides import overrides_functions, traced
 
@@ -316,6 +317,84 @@ def masked_softmax(
 _defaults = {name: resolve("linear", name, {}) for name in FUSIBLE}
 
 
+def _epilogue(
+    op: str, activation: str | None, params: dict[str, Any]
+) -> tuple[str | None, tuple[Any, ...]]:
+    """What ``activation=`` of a fused function and its parameters mean."""
+    if activation is None:
+        if params:
+            raise TypeError(
+                f"fastact.{op}(): {next(iter(params))}: unexpected parameter: activation is None"
+            )
+        return None, ()
+    if params or not isinstance(activation, str) or activation not in _defaults:
+        return resolve(op, activation, params)
+    return _defaults[activation]
+
+
+def _convolution(dims: int) -> Callable[..., torch.Tensor]:
+    op = f"conv{dims}d"
+
+    def convolution(
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        activation: str | None = None,
+        *,
+        slope: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+        **params: Any,
+    ) -> torch.Tensor:
+        check_dimension(op, activation, params)
+        name, values = _epilogue(op, activation, params)
+        return convolve(
+            op, dims, input, weight, bias, stride, padding, dilation, groups, name, values, slope,
+            residual,
+        )  # fmt: skip
+
+    convolution.__name__ = convolution.__qualname__ = op
+    sizes = "DHW"[3 - dims :]
+    image, kernel = ", ".join(sizes), ", ".join("k" + size for size in sizes)
+    ones = ", ".join(["1"] * dims)
+    convolution.__doc__ = f"""activation(convolution of input by weight + bias + residual).
+
+    Args:
+        input: [N, C, {image}], or [C, {image}].
+        weight: [K, C / groups, {kernel}].
+        bias: [K] or None.
+        stride, padding, dilation, groups: as ``torch.nn.functional.{op}``; padding also "same" or
+            "valid".
+        activation: a registry name ("relu", "leaky_relu", "gelu", "silu", "prelu", ...), or None.
+            "softmax" and "log_softmax" need ``dim=`` and are not fused.
+        slope: the learnable weight of "prelu", [K] or one element.
+        residual: added before the activation, on the result's tiles where it has the output's
+            shape and dtype; others are broadcast and promoted as by ``+``.
+        params: the activation's parameters by PyTorch's names, such as ``negative_slope=0.1``.
+
+    Returns:
+        [N, K, ...] in the memory format of PyTorch's. docs/conv.md says what computes it.
+
+    Raises:
+        ValueError: an unknown activation (the nearest names are listed), or one that cannot be
+            fused (glu and its kin, rrelu).
+        TypeError: a parameter that the activation does not take, or a missing ``dim``.
+        RuntimeError: shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> x, w = torch.ones(1, 2, {", ".join(["5"] * dims)}), torch.ones(4, 2, {ones})
+        >>> FF.{op}(x, w, activation="leaky_relu", negative_slope=0.1).shape
+        torch.Size([1, 4, {", ".join(["5"] * dims)}])
+    """
+    return convolution
+
+
+conv1d, conv2d, conv3d = map(_convolution, (1, 2, 3))
+
+
 def linear(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -354,16 +433,7 @@ def linear(
         >>> FF.linear(x, w, activation="leaky_relu", negative_slope=0.1).shape
         torch.Size([2, 4])
     """
-    if activation is None:
-        if params:
-            raise TypeError(
-                f"fastact.linear(): {next(iter(params))}: unexpected parameter: activation is None"
-            )
-        values: tuple[float, ...] = ()
-    elif params or not isinstance(activation, str) or activation not in _defaults:
-        activation, values = resolve("linear", activation, params)
-    else:
-        activation, values = _defaults[activation]
+    activation, values = _epilogue("linear", activation, params)
     if is_dynamo_compiling():
         return traced("linear", input, weight, bias, activation, values, slope, residual)
     return _C.linear(input, weight, bias, activation, values, slope, residual)
@@ -371,6 +441,9 @@ def linear(
 
 __all__ = [
     *(name for name in _made if name not in _forms),
+    "conv1d",
+    "conv2d",
+    "conv3d",
     "gelu",
     "linear",
     "log_softmax",

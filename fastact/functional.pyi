@@ -29,6 +29,9 @@ __all__ = [  # noqa: RUF022
     "swiglu",
     "geglu",
     "reglu",
+    "conv1d",
+    "conv2d",
+    "conv3d",
     "gelu",
     "linear",
     "log_softmax",
@@ -137,6 +140,48 @@ def geglu(
 def reglu(
     input: torch.Tensor,
     dim: int = -1,
+) -> torch.Tensor: ...
+def conv1d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: str | int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    **params: Any,
+) -> torch.Tensor: ...
+def conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: str | int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    **params: Any,
+) -> torch.Tensor: ...
+def conv3d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: str | int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    *,
+    slope: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    **params: Any,
 ) -> torch.Tensor: ...
 def gelu(
     input: torch.Tensor,

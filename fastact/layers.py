@@ -3,6 +3,7 @@ operations and tests loop over the rows."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +26,9 @@ class Layer:
         function: what module's forward calls of torch.nn.functional, by name.
         norm: the batch norm that, in evaluation, can be folded into weight and bias.
         batched: the composition where input, weight and bias (or None) have a batch in front, for
-            torch.func.vmap.
+            torch.func.vmap. What the operator takes between bias and activation comes after those.
         gradients: the gradients of input, weight and bias likewise, each from (gradient of what
-            composition returns, input, weight).
+            composition returns, input, weight), and the same arguments after those.
     """
 
     name: str
@@ -72,6 +73,78 @@ def _batched_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return z.reshape(*input.shape[:-1], *weight.shape[1:-1])
 
 
+# ---- convolution -------------------------------------------------------------------------------
+
+# By the number of dimensions of images.
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _into_channels(tensor: Tensor, channel: int) -> Tensor:
+    """The batch dimension, which is the first, into that of the channels."""
+    return tensor.movedim(0, channel - 1).flatten(channel - 1, channel)
+
+
+def _from_channels(tensor: Tensor, channel: int, batch_size: int) -> Tensor:
+    return tensor.unflatten(channel - 1, (batch_size, -1)).movedim(channel - 1, 0)
+
+
+def _batched_conv(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """A batch of weights is one of groups."""
+    *moves, groups = geometry
+    batch = len(weight)
+    channel = input.dim() - weight.dim() + 2  # 1, or 2 where examples have a batch of their own
+    z = CONVOLUTIONS[weight.dim() - 3](
+        _into_channels(input, channel),
+        weight.flatten(0, 1),
+        None if bias is None else bias.flatten(),
+        *moves,
+        batch * groups,
+    )
+    return _from_channels(z, channel, batch)
+
+
+def _conv_gradients(
+    which: int, dz: Tensor, input: Tensor, weight: Tensor, *geometry: Any
+) -> Tensor:
+    """Of input, weight or bias."""
+    *moves, groups = geometry
+    batch, dims = len(weight), weight.dim() - 3
+    channel = input.dim() - weight.dim() + 2
+    x, z = _into_channels(input, channel), _into_channels(dz, channel)
+    found = torch.ops.aten.convolution_backward(
+        z if channel == 2 else z[None],
+        x if channel == 2 else x[None],
+        weight.flatten(0, 1),
+        [batch * weight.shape[1]],
+        *([*move] * (dims if len(move) == 1 else 1) for move in moves),
+        False,
+        [0] * dims,
+        batch * groups,
+        [i == which for i in range(3)],
+    )[which]
+    if which == 0:
+        return _from_channels(found if channel == 2 else found[0], channel, batch)
+    return found.unflatten(0, (batch, -1))
+
+
+def _conv(dims: int) -> Layer:
+    return Layer(
+        "conv",
+        module=getattr(torch.nn, f"Conv{dims}d"),
+        twin=getattr(nn, f"Conv{dims}d"),
+        function=f"conv{dims}d",
+        norm=getattr(torch.nn, f"BatchNorm{dims}d"),
+        batched=_batched_conv,
+        gradients=(
+            functools.partial(_conv_gradients, 0),
+            functools.partial(_conv_gradients, 1),
+            functools.partial(_conv_gradients, 2),
+        ),
+    )
+
+
+# ---- the rows ----------------------------------------------------------------------------------
+
 _ROWS = [
     Layer(
         "linear",
@@ -86,9 +159,10 @@ _ROWS = [
             lambda dz, input, weight: _rows(dz).sum(1),
         ),
     ),
+    *(_conv(dims) for dims in CONVOLUTIONS),
 ]
 
-LAYERS = {row.name: row for row in _ROWS}
+LAYERS = {row.function: row for row in _ROWS}
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,12 @@ def _numbers(op: str, name: str, values: Any) -> list[Any]:
     return [as_number(op, name, value) for value in values]
 
 
+def _integers(op: str, name: str, values: Any) -> Any:
+    """An integer for every dimension, or a sequence with one for each."""
+    each = values if isinstance(values, (tuple, list)) else [values]
+    return [as_dimension(op, name, value) for value in each]
+
+
 def _as_it_is(op: str, name: str, value: Any) -> Any:
     return value
 
@@ -111,6 +117,7 @@ _CHECKS: dict[str, tuple[_Check, type | None]] = {
     "int": (as_dimension, None),
     "bool": (_bool, bool),
     "List[float]": (_numbers, None),
+    "List[int]": (_integers, None),
     "Optional[str]": (_as_it_is, str),
     "str": (_as_it_is, str),
     "List[Tensor]": (_as_it_is, list),
@@ -156,17 +163,14 @@ def _masked_softmax(input: Any, mask: Any, dim: Any, scale: float, is_causal: bo
     return F.softmax(scores + mask, dim)
 
 
-def _linear(
-    input: Any,
-    weight: Any,
-    bias: Any,
+def _followed(
+    output: Any,
     activation: str | None,
     parameters: Any,
     slope: Any,
     residual: Any,
     *how: Any,  # it is saved for backward
 ) -> Any:
-    output = F.linear(input, weight, bias)
     if residual is not None:
         output = output + residual
     if activation is None:
@@ -178,8 +182,30 @@ def _linear(
     return then(output, *REGISTRY[activation].arguments(parameters, slope))
 
 
+def _linear(input: Any, weight: Any, bias: Any, *after: Any) -> Any:
+    return _followed(F.linear(input, weight, bias), *after)
+
+
 def _linear_packed(input: Any, packed: Any, *rest: Any) -> Any:
     return _linear(input, *rest)
+
+
+def _conv(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    *after: Any,
+) -> Any:
+    function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
+    return _followed(function(input, weight, bias, stride, padding, dilation, groups), *after)
+
+
+def _conv_packed(input: Any, packed: Any, *rest: Any) -> Any:
+    return _conv(input, *rest)
 
 
 def _twins(row: Activation) -> dict[str, Callable[..., Any]]:
@@ -194,6 +220,8 @@ for _row in REGISTRY.values():
 TWINS |= {
     "softmax": _softmax,
     "masked_softmax": _masked_softmax,
+    "conv": _conv,
+    "conv_packed": _conv_packed,
     "linear": _linear,
     "linear_packed": _linear_packed,
 }

@@ -301,7 +301,7 @@ def _rules() -> dict[str, _Rule]:
         known = REGISTRY.get(name.removesuffix("_backward"))
         takes_scalars = known is None or not known.halves_dimension
         found.setdefault(name, _batched(getattr(ops, name), takes_scalars))
-    for layer in LAYERS.values():
+    for layer in {layer.name: layer for layer in LAYERS.values()}.values():
         for kind in ("", "_training", "_packed"):
             found[layer.name + kind] = _forward(layer, getattr(ops, layer.name + kind))
         found[layer.name + "_backward"] = _backward(layer, getattr(ops, layer.name + "_backward"))

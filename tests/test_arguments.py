@@ -75,8 +75,14 @@ REQUIRED = {
     ("threshold", "threshold"): 1.0,
     ("threshold", "value"): 2.0,
 }
+CONVOLUTIONS = {"conv1d": (2, 4), "conv2d": (2, 2, 2), "conv3d": (2, 2, 2, 1)}
+for _name, _shape in CONVOLUTIONS.items():
+    REQUIRED[_name, "input"] = X.reshape(_shape)
+    REQUIRED[_name, "weight"] = torch.ones(6, 2, *[1] * (len(_shape) - 1))
 # Without a twin.
-FASTACTS = {"linear": {"activation", "slope", "residual", "params"}}
+FASTACTS = {
+    name: {"activation", "slope", "residual", "params"} for name in ("linear", *CONVOLUTIONS)
+}
 # PyTorch drops the imaginary part, with NumPy's warning; fastact refuses it as any other complex.
 DROPPED = "np.complex64"
 DIFFERENT = {
@@ -93,6 +99,13 @@ DIFFERENT = {
     # Composed of functions that say that they cannot in another way.
     ("rrelu", "input"): {"sparse tensor"},
 }
+for _name in CONVOLUTIONS:
+    # Of a meta tensor PyTorch's reads memory that nobody wrote; the dtypes it refuses, too.
+    DIFFERENT[_name, "input"] = {"meta tensor", "float8 tensor", "bool tensor"}
+    DIFFERENT[_name, "bias"] = {"meta tensor"}
+    # An integer to PyTorch here, though not as a dimension.
+    for _argument in ("stride", "padding", "dilation", "groups"):
+        DIFFERENT[_name, _argument] = {"bool tensor of 0 dimensions", "bytes"}
 DIFFERENT["hardtanh", "max_val"] = DIFFERENT["hardtanh", "min_val"]
 
 

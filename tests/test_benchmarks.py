@@ -21,6 +21,7 @@ CASES = [
     "linear/linear+prelu/module/32x64x10/fp32",
     "networks/network_residual+relu/module/1x10x50/fp32",
     "softmax/softmax/2048x512/fp32",
+    "conv/conv_channels_last+relu/module/4x120x28x120x5x2x120/fp32",
     "rnn/gru/module/5x3x10x20x2/fp32",
 ]
 if hasattr(fastact.functional, "masked_softmax"):

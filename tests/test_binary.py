@@ -199,12 +199,13 @@ torch.ops.load_library(sys.argv[1])
 fastact = torch.ops.fastact
 print(fastact.instruction_set())
 x, count = torch.linspace(-4, 4, 1000), 0
+shapes = {"linear": (25, 40), "pack_linear": (25, 40), "pack_conv": (25, 8, 5)}
 for schema in torch._C._jit_get_all_schemas():
     if schema.name.startswith("fastact::") and [str(a.type) for a in schema.arguments][:1] == [
         "Tensor"
     ] and all(a.has_default_value() for a in schema.arguments[1:]):
         name = schema.name.removeprefix("fastact::")
-        argument = x.view(25, 40).clone() if "linear" in name else x.clone()
+        argument = x.view(shapes.get(name, x.shape)).clone()
         assert getattr(fastact, name)(argument).isfinite().all(), name
         count += 1
 w = x.view(25, 40)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from fastact import functional
 from fastact.activations import REGISTRY
+from fastact.layers import LAYERS
 from fastact.testing.cases import (
     CASES,
     DTYPES,
@@ -20,6 +21,7 @@ from fastact.testing.cases import (
 from fastact.testing.inputs import LAYOUTS, SIZES, random_tensor, special_values
 from fastact.testing.samples import EXPECTED_SAMPLES, op_infos
 
+FUSED = [row.function for row in LAYERS.values()]
 OTHER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int64, torch.complex64)
 
 
@@ -104,10 +106,10 @@ def _assert_like_twin(name, sample):
         if isinstance(results[1], type):  # rrelu in float16, in training
             assert results[0] is results[1]
         else:
-            if name == "linear" and sample.input.dtype.itemsize == 2:
+            if name in FUSED and sample.input.dtype.itemsize == 2:
                 # PyTorch may round between the product and the bias.
-                exact = F.linear(*(t.double() for t in (sample.input, *sample.args)))
-                results[1] = results[1].copy_(exact)
+                tensors = [t if t is None else t.double() for t in (sample.input, *sample.args)]
+                results[1] = results[1].copy_(getattr(F, name)(*tensors, **kwargs))
             torch.testing.assert_close(*results, equal_nan=True, check_stride=True)
 
 
@@ -177,7 +179,10 @@ DOCUMENTED = {
     "softshrink": lambda input, lambd=0.5: None,
     "hardshrink": lambda input, lambd=0.5: None,
     "linear": lambda input, weight, bias=None: None,
-}
+} | dict.fromkeys(
+    ("conv1d", "conv2d", "conv3d"),
+    lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: None,
+)
 
 
 @pytest.mark.parametrize("name", EXPECTED_SAMPLES)
@@ -185,7 +190,7 @@ def test_signature(name):
     twin = getattr(F, name)
     expected = inspect.signature(DOCUMENTED.get(name, twin)).parameters
     actual = dict(inspect.signature(getattr(functional, name)).parameters)
-    if name == "linear":
+    if name in FUSED:
         for added in ("activation", "slope", "residual", "params"):
             del actual[added]
     assert list(actual) == list(expected)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fastact import functional, nn
 from fastact.activations import FUSIBLE, REFUSED, REGISTRY
+from fastact.layers import LAYERS
 from fastact.testing.cases import CASES, public_function
 from fastact.testing.samples import EXPECTED_SAMPLES
 
@@ -51,7 +52,8 @@ def test_names_of_functions():
 
 def test_names_of_modules():
     modules = {row.module for row in ROWS if row.module}
-    by_hand = {"Linear", "RReLU", "Softmax2d", "Softmin", *nn.recurrent.__all__}
+    by_hand = {row.twin.__name__ for row in LAYERS.values()}
+    by_hand |= {"RReLU", "Softmax2d", "Softmin", *nn.recurrent.__all__}
     assert set(nn.__all__) == modules | by_hand
     for name in nn.__all__:
         module = getattr(nn, name)

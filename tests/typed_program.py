@@ -54,6 +54,11 @@ assert_type(FF.masked_softmax(x, mask=x > 0, dim=-1, scale=0.5, is_causal=False)
 assert_type(FF.linear(x, weight), Tensor)
 assert_type(FF.linear(x, weight, None, "leaky_relu", negative_slope=0.1, residual=x), Tensor)
 assert_type(FF.linear(x, weight, activation="prelu", slope=torch.ones(4)), Tensor)
+images, kernels = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3)
+assert_type(FF.conv1d(torch.randn(1, 3, 5), kernels[0]), Tensor)
+assert_type(FF.conv2d(images, kernels, None, (2, 1), "valid", activation="relu"), Tensor)
+assert_type(FF.conv2d(images, kernels, padding=1, activation="silu", residual=images), Tensor)
+assert_type(FF.conv3d(images[None], kernels[:, None]), Tensor)
 
 # fastact.nn
 linear = fnn.Linear(4, 4, bias=False, activation="elu", alpha=0.5, device="cpu")
@@ -92,6 +97,10 @@ model = torch.nn.Sequential(*modules)
 y: Tensor = model(x)
 halves: Tensor = fnn.GLU(dim=-1)(x)
 channels: Tensor = fnn.Softmax2d()(x.view(1, 2, 2, 2))
+convolution = fnn.Conv2d(4, 4, 3, padding="same", activation="leaky_relu", negative_slope=0.1)
+assert_type(convolution.forward(images), Tensor)
+assert_type(fnn.Conv1d(4, 4, 1, padding_mode="reflect").forward(torch.randn(1, 4, 5)), Tensor)
+assert_type(fnn.Conv3d(1, 4, 1, activation=torch.nn.PReLU()).forward(images[None]), Tensor)
 assert_type(linear.forward(x), Tensor)
 assert_type(fnn.ReLU().forward(x), Tensor)
 
@@ -133,6 +142,7 @@ fastact.plot(["relu", "leaky_relu"], negative_slope=0.1)
 facts: dict[str, object] = fastact.info()
 version: str = fastact.__version__
 statistics: dict[str, int] = memory.stats()
+fastact.set_winograd("safe")
 memory.empty_cache()
 memory.set_limit(statistics["limit_bytes"])
 memory.disable()
@@ -146,6 +156,8 @@ def wrong() -> None:
     FF.threshold(x)  # type: ignore[call-arg]
     FF.linear(x, weight, activation=3)  # type: ignore[arg-type]
     fnn.Linear(4, 4, activation=3)  # type: ignore[arg-type]
+    FF.conv2d(images, kernels, residual=3)  # type: ignore[arg-type]
+    fnn.Conv2d(4, 4, activation="relu")  # type: ignore[call-arg]
     fnn.LeakyReLU(slope=0.1)  # type: ignore[call-arg]
     fnn.GRU(4, 6).forward(sequences, lengths=3)  # type: ignore[arg-type]
     fastact.convert(x)  # type: ignore[arg-type]

@@ -190,6 +190,27 @@ struct Argument<at::ArrayRef<double>> : PlainArgument {
   at::ArrayRef<double> get() const { return values; }
 };
 
+template <>
+struct Argument<c10::SymInt> : Argument<int64_t> {};
+
+// An integer for every dimension, or a tuple with one for each.
+template <>
+struct Argument<c10::SymIntArrayRef> : PlainArgument {
+  c10::SmallVector<c10::SymInt, 3> values;
+  bool read(PyObject* object) {
+    const bool is_tuple = PyTuple_CheckExact(object);
+    for (Py_ssize_t i = 0; i < (is_tuple ? PyTuple_GET_SIZE(object) : 1); ++i) {
+      Argument<int64_t> number;
+      if (!number.read(is_tuple ? PyTuple_GET_ITEM(object, i) : object)) {
+        return false;
+      }
+      values.emplace_back(number.value);
+    }
+    return true;
+  }
+  c10::SymIntArrayRef get() const { return values; }
+};
+
 // ---- a function
 // ----------------------------------------------------------------------------------
 
@@ -203,7 +224,7 @@ inline PyObject* hand_on(const char* name, PyObject* const* args, Py_ssize_t cou
               [] { return pybind11::module_::import("fastact.overrides").attr("call"); })
           .get_stored();
   const pybind11::str text(name);
-  c10::SmallVector<PyObject*, 10> all{text.ptr()};
+  c10::SmallVector<PyObject*, 16> all{text.ptr()};
   all.append(args, args + count);
   return PyObject_Vectorcall(call.ptr(), all.data(), all.size(), nullptr);
 }

@@ -2,6 +2,7 @@
 #include "bindings/function.h"
 #include "bindings/site/site.h"
 #include "math/activations.h"
+#include "ops/conv/conv.h"
 #include "ops/gated/gated.h"
 #include "ops/linear/linear.h"
 #include "ops/prelu/prelu.h"
@@ -63,6 +64,8 @@ PYBIND11_MODULE(_C, m) {
   add_function<lstm_op>(module);
   add_function<linear_op, /*save_output=*/true>(module);
   add_function<linear_packed_op>(module);
+  add_function<conv_op, /*save_output=*/true>(module);
+  add_function<conv_packed_op>(module);
   site::add_site(module);
 }
 

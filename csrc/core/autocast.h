@@ -30,6 +30,8 @@ struct AutocastRow {
 // ATen/autocast_mode.h (CUDA) and autocast_mode.cpp (CPU). On the CPU it has neither gru nor the
 // cells, but for a plain one's: it casts the products in them, and a state keeps its dtype.
 inline constexpr AutocastRow kAutocastRows[] = {
+    {"conv", AutocastPolicy::kLowerPrecision, AutocastPolicy::kLowerPrecision},
+    {"conv_packed", AutocastPolicy::kLowerPrecision, AutocastPolicy::kLowerPrecision},
     {"gru", AutocastPolicy::kByInput, AutocastPolicy::kLowerPrecision},
     {"gru_cell", AutocastPolicy::kByInput, AutocastPolicy::kLowerPrecision},
     {"linear", AutocastPolicy::kLowerPrecision, AutocastPolicy::kLowerPrecision},

@@ -19,12 +19,14 @@ namespace fastact {
   FASTACT_DECLARE(ElementwiseKernels, elementwise) \
   FASTACT_DECLARE(SoftmaxKernels, softmax)         \
   FASTACT_DECLARE(GemmKernels, gemm)               \
+  FASTACT_DECLARE(ConvKernels, conv)               \
   extern const RecurrentKernels recurrent_float;   \
   extern const RecurrentKernels recurrent_double;  \
   }
-#define FASTACT_FAMILIES(isa)                                                                  \
-  FASTACT_TABLES(isa, elementwise), FASTACT_TABLES(isa, softmax), FASTACT_TABLES(isa, gemm), { \
-    isa::recurrent_float, isa::recurrent_double                                                \
+#define FASTACT_FAMILIES(isa)                                                                \
+  FASTACT_TABLES(isa, elementwise), FASTACT_TABLES(isa, softmax), FASTACT_TABLES(isa, gemm), \
+      FASTACT_TABLES(isa, conv), {                                                           \
+    isa::recurrent_float, isa::recurrent_double                                              \
   }
 
 FASTACT_DECLARE_FAMILIES(baseline)

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/kernels/conv_table.h"
 #include "cpu/kernels/kernel_table.h"
 #include "cpu/kernels/recurrent_table.h"
 
@@ -16,6 +17,7 @@ struct Kernels {
   ElementwiseKernels elementwise[kNumDtypes];
   SoftmaxKernels softmax[kNumDtypes];
   GemmKernels gemm[kNumDtypes];
+  ConvKernels conv[kNumDtypes];
   RecurrentKernels recurrent[2];  // of float and double: other types are widened before
 };
 

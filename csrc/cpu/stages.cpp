@@ -19,7 +19,9 @@ void Stages::finish(Dtype dtype, const FinishedTile& tile, void* c) const {
   for (int i = 0; i < count_; ++i) {
     stages_[i].run(tile, stages_[i].arguments);
   }
-  store(dtype, tile, c);
+  if (tile.values != static_cast<char*>(c) + tile.offset * size_of(dtype)) {
+    store(dtype, tile, c);
+  }
 }
 
 // Not inlined: every tile would pay for its memory.

@@ -47,7 +47,9 @@ class Stages {
     reads_c_ = reads_c_ || S::kReadsC;
   }
 
-  // Runs them, then stores the tile as part of c.
+  bool empty() const { return count_ == 0; }
+
+  // Runs them, then stores the tile as part of c, if it does not lie there already.
   void finish(Dtype dtype, const FinishedTile& tile, void* c) const;
 
  private:

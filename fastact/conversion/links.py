@@ -59,16 +59,16 @@ class KnownLayer(NamedTuple):
     forward: Callable[..., Any]  # as its class was born with it
 
 
+# Those that sites fuse; the chains of the others are found, and told of.
+_FUSED = [row for row in LAYERS.values() if row.name == "linear"]
 LAYER_TYPES: dict[type, KnownLayer] = {
-    kind: KnownLayer(row, kind.forward)
-    for row in LAYERS.values()
-    for kind in (row.module, row.twin)
+    kind: KnownLayer(row, kind.forward) for row in _FUSED for kind in (row.module, row.twin)
 }
-_FUNCTIONS = {row.function: row.composition for row in LAYERS.values()}
+_FUNCTIONS = {row.function: row.composition for row in _FUSED}
 
-_AWAITED = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+_AWAITED = tuple(row.module for row in LAYERS.values() if row not in _FUSED)
 # Folded into the layer before them.
-NORM_TYPES = {kind: kind.forward for kind in {row.norm for row in LAYERS.values()}}
+NORM_TYPES = {kind: kind.forward for kind in {row.norm for row in _FUSED}}
 _AWAITED_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 
 
@@ -380,7 +380,7 @@ def unknown_layer(layer: Any) -> str:
     if torch.nn.utils.parametrize.is_parametrized(layer):
         return "it is parametrized"
     if isinstance(layer, _AWAITED):
-        return "fastact has no convolution yet"
+        return "sites fuse no convolutions; fastact.nn has them with activation="
     if isinstance(layer, tuple(LAYER_TYPES)):
         return "its class is derived from a layer's, and may compute something else"
     return "it is no layer that fastact computes"

@@ -340,8 +340,8 @@ class Fusion:
         return _plain[self.row.name](self.value, weight, bias, *rest, saves_output)
 
 
-_plain = {name: getattr(_C, name) for name in LAYERS}
-_packed = {name: getattr(_C, f"{name}_packed") for name in LAYERS}
+_plain = {"linear": _C.linear}
+_packed = {"linear": _C.linear_packed}
 
 
 def fusion_of(layer: Any, value: Any, frozen: bool) -> tuple[Fusion | None, str | None]:

@@ -21,7 +21,7 @@ from fastact.conversion.links import (
 )
 from fastact.conversion.shadow import base_of
 
-# What torch.ops.fastact.linear_algorithm() returns.
+# What torch.ops.fastact.linear_algorithm() and conv_algorithm() return.
 ALGORITHMS = {
     "skinny": "a few rows of input, the weight read once as it lies",
     "transposed": "the input packed, the weight read as it lies",
@@ -29,6 +29,16 @@ ALGORITHMS = {
     "pack_b": "the weight packed for this call",
     "packed_b": "the weight packed by fastact.convert",
     "aten": "PyTorch's matrix product",
+    "winograd2": "Winograd's F(2x2, 3x3)",
+    "winograd4": "Winograd's F(4x4, 3x3)",
+    "depthwise": "one channel at a time, in the layout given",
+    "pointwise": "a matrix product over channels",
+}
+
+# The fused layers, and what else decides on the algorithm.
+_GEOMETRY: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "conv": ("stride", "padding", "dilation", "groups"),
 }
 
 # ATen operators that are called otherwise than the function of fastact.functional.
@@ -37,7 +47,9 @@ _FUNCTIONS = {
     "_prelu_kernel": "prelu",
     "_softmax": "softmax",
     "addmm": "linear",
+    "convolution": "convolution",
     "log_sigmoid_forward": "logsigmoid",
+    "mkldnn_convolution": "convolution",
     "mm": "linear",
     "rrelu_with_noise": "rrelu",
 } | {name: name for name in functional.__all__}
@@ -64,9 +76,12 @@ def of_own_operator(
     ):
         return "PyTorch", f"{obstacle(named, noted)}: runs {', '.join(dict.fromkeys(inside))}"
     reasons = [f"{torch.ops.fastact.instruction_set()} kernel"]
-    if operator in ("linear", "linear_training", "linear_packed"):
+    layer = operator.partition("_")[0]
+    if operator in (layer, f"{layer}_training", f"{layer}_packed") and layer in _GEOMETRY:
         use_packed = packed is not None and packed.numel() > 0
-        algorithm = torch.ops.fastact.linear_algorithm(named["input"], named["weight"], use_packed)
+        find = getattr(torch.ops.fastact, f"{layer}_algorithm")
+        geometry = {name: named[name] for name in _GEOMETRY[layer] if name in named}
+        algorithm = find(named["input"], named["weight"], **geometry, packed=use_packed)
         reasons.append(f"{algorithm}: {ALGORITHMS[algorithm]}")
         activation = named.get("activation")
         if residual is not None and not added:
@@ -106,6 +121,8 @@ def alternative(operator: str, module: Any, left: Mapping[int, str]) -> str:
     function = _FUNCTIONS.get(operator, _FUNCTIONS.get(operator.removesuffix("_")))
     if function == "linear":
         return "fastact.functional.linear computes it where it is a linear layer"
+    if function == "convolution":
+        return "fastact.functional.conv1d, conv2d and conv3d compute it"
     if function is not None:
         return f"fastact.functional.{function} computes it"
     return "fastact has no kernel for it"

@@ -154,6 +154,9 @@ class Generator:
         if "linear" in name:
             shapes = {"input": (m, k), "weight": (n, k), "bias": (n,), "slope": (n,)}
             shapes |= dict.fromkeys(("residual", "grad", "saved"), (m, n))
+        elif "conv" in name:
+            shapes = {"input": (2, k, 6, 5), "weight": (n, k, 3, 2), "bias": (n,), "slope": (n,)}
+            shapes |= dict.fromkeys(("residual", "grad", "saved"), (2, n, 4, 4))
         elif row is not None and row.takes_slope:
             shapes = {"self": (m, n, k), "grad": (m, n, k), "weight": (n,)}
         elif row is not None and row.halves_dimension:
@@ -169,6 +172,11 @@ class Generator:
             "is_causal": False,
             "mask": (True, True, True, takes_slope, True),
             "packed": False,
+            "stride": [1],
+            "padding": [0],
+            "dilation": [1],
+            "groups": 1,
+            "setting": "safe",
             "nonlinearity": r.choice(("tanh", "relu")),
             "has_biases": True,
             "bidirectional": False,
@@ -179,9 +187,8 @@ class Generator:
             if argument.name == "slope" and not takes_slope:
                 arguments["slope"] = None
             elif argument.name == "packed" and kind == "Tensor":
-                arguments["packed"] = torch.ops.fastact.pack_linear(
-                    arguments["input"].new_ones(n, k)
-                )
+                pack = getattr(torch.ops.fastact, "pack_" + name.removesuffix("_packed"))
+                arguments["packed"] = pack(arguments["input"].new_ones(shapes["weight"]))
             elif argument.name == "weights":
                 assert recurrent is not None  # no other family has them
                 gates = recurrent.gates * n
@@ -216,6 +223,7 @@ class Generator:
             "str": lambda: r.choice(_NAMES),
             "List[float]": lambda: [r.choice(_FLOATS) for _ in range(r.choice((0, 1, 2, 3, 9)))],
             "List[float": lambda: [r.choice(_FLOATS) for _ in range(r.choice((0, 1, 2, 3, 9)))],
+            "List[int": lambda: [r.choice(_INTEGERS) for _ in range(r.choice((0, 1, 2, 2, 3)))],
             "List[Tensor": lambda: [self._tensor(r) for _ in range(r.choice((0, 1, 3, 4, 4, 8)))],
             "List[bool": lambda: [r.random() < 0.5 for _ in range(r.choice((0, 3, 4, 5, 5, 5, 6)))],
         }

@@ -110,20 +110,27 @@ def _activation(case: Case) -> Operator:
     return Operator(row.name, row.formula, case.function, case.twin, tensors, row.source)
 
 
-def _linear(fused: FusedCase) -> Operator:
+def _fused(layer: str, fused: FusedCase) -> Operator:
+    """A fused layer; a convolution's input has a line of SHAPE[1] pixels, of SHAPE[0] channels."""
     names = ["weight", "bias", *(["slope"] if fused.learnable else [])]
     shapes = {"weight": SHAPE, "bias": SHAPE[:1], "slope": SHAPE[:1]}
+    if layer == "conv1d":
+        shapes["weight"] = (SHAPE[0], SHAPE[0], 1)
+    mine, theirs = getattr(functional, layer), getattr(F, layer)
+    as_input = torch.Tensor.unsqueeze if layer == "conv1d" else lambda x, dim: x
+    along = {"dim": 1} if layer == "conv1d" and fused.name in ("softmax", "log_softmax") else {}
 
     def function(x: Tensor, weight: Tensor, bias: Tensor, *slope: Tensor) -> Tensor:
         learnable = {"slope": slope[0]} if slope else {}
-        return functional.linear(x, weight, bias, fused.name, **fused.parameters, **learnable)
+        more = {**fused.parameters, **learnable, **along}
+        return mine(as_input(x, 0), weight, bias, activation=fused.name, **more)
 
     def twin(x: Tensor, weight: Tensor, bias: Tensor, *slope: Tensor) -> Tensor:
-        return fused.twin(F.linear(x, weight, bias), *slope)
+        return fused.twin(theirs(as_input(x, 0), weight, bias), *slope)
 
     tensors = {name: torch.rand(shapes[name]) for name in names}
     name = f'`activation="{fused.name}"`' if fused.name else "no activation"
-    return Operator(name, _said("linear"), function, twin, tensors)
+    return Operator(name, _said(layer), function, twin, tensors)
 
 
 def _recurrent(row: RecurrentLayer) -> Operator:
@@ -155,7 +162,10 @@ def families() -> list[Family]:
         operators = rows(name)
         return Family(title, text, [operator.name for operator in operators], operators)
 
-    linear = [_linear(fused) for fused in _first_of_each(FUSED_CASES)]
+    linear, conv = (
+        [_fused(layer, fused) for fused in _first_of_each(FUSED_CASES)]
+        for layer in ("linear", "conv1d")
+    )
     return [
         family(
             "Elementwise activations",
@@ -172,6 +182,14 @@ def families() -> list[Family]:
             "parameters.",
             ["linear"],
             linear,
+            has_kernel_dtypes=False,
+        ),
+        Family(
+            "Convolution",
+            "In one, two or three dimensions. Which algorithm runs depends on the shape, the "
+            "layout and the dtype: docs/conv.md. The activations are as for linear.",
+            ["conv"],
+            conv,
             has_kernel_dtypes=False,
         ),
         Family(

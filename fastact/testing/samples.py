@@ -46,6 +46,9 @@ EXPECTED_SAMPLES: Mapping[str, tuple[int, int, int]] = {
     "softmin": (14, 14, 0),
     "log_softmax": (14, 14, 0),
     "linear": (18, 18, 0),
+    "conv1d": (10, 10, 10),
+    "conv2d": (30, 30, 10),
+    "conv3d": (20, 20, 10),
 }
 # Per module: samples in training mode, and as many in evaluation.
 EXPECTED_MODULE_SAMPLES: Mapping[str, int] = {
@@ -76,6 +79,9 @@ EXPECTED_MODULE_SAMPLES: Mapping[str, int] = {
     "Softmin": 4,
     "LogSoftmax": 4,
     "Linear": 3,
+    "Conv1d": 4,
+    "Conv2d": 4,
+    "Conv3d": 4,
 }
 # Per recurrent module: samples in either mode, error inputs.
 EXPECTED_RECURRENT_SAMPLES: Mapping[str, tuple[int, int]] = {

@@ -84,7 +84,9 @@ struct Work {
     return p.epilogue.softmax && !transposed && p.m > kTileRows;
   }
 
-  int64_t offset(int64_t row, int64_t column) const { return row * p.c_stride + column; }
+  int64_t offset(int64_t row, int64_t column) const {
+    return p.c_offset + row * p.c_stride + column;
+  }
 
   // Ends a tile whose first element is c[row][column], or, transposed, whose rows are columns of c.
   void finish(char* tile, int64_t tile_stride, int64_t rows, int64_t columns, int64_t row,

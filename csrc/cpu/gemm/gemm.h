@@ -37,6 +37,9 @@ struct GemmProblem {
   void* c;
   int64_t c_stride;
   GemmEpilogue epilogue;
+  // Of c[0][0] from `c`, in elements, where this is one of several products that the stages'
+  // operands are laid out as.
+  int64_t c_offset = 0;
 };
 
 // How a product is computed.

@@ -1,0 +1,106 @@
+"""What functions and modules of convolution share: paddings by name, the call of the operator, and
+which algorithms may compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from fastact import _C
+from fastact.activations import FUSIBLE
+from fastact.overrides import traced
+
+
+def set_winograd(setting: str) -> None:
+    """Says by which of Winograd's algorithms 3x3 convolutions of stride 1 may be computed.
+
+    Args:
+        setting: "off": by none. "safe": by F(2x2, 3x3), whose error is at most about that of
+            PyTorch's own convolution; the default. "fast": by F(4x4, 3x3), too, which takes fewer
+            operations and has three times the error.
+
+    It is one setting of the process, for calls and for the weights that fastact.convert packs after
+    it. docs/conv.md has the errors.
+
+    Raises:
+        ValueError: another setting.
+
+    Example:
+        >>> import fastact
+        >>> fastact.set_winograd("safe")
+    """
+    torch.ops.fastact.set_winograd(setting)
+
+
+def check_dimension(op: str, activation: Any, params: Mapping[str, Any]) -> None:
+    """Raises where an activation runs along a dimension and nobody says which: the last one of
+    images is none of channels."""
+    row = FUSIBLE.get(activation) if isinstance(activation, str) else None
+    if row is not None and row.along_dimension and "dim" not in params:
+        raise TypeError(
+            f"fastact.{op}(): dim: expected the dimension that {activation!r} runs along, got none"
+        )
+
+
+def _each(value: Any, dims: int) -> tuple[Any, ...]:
+    """Of a stride or dilation, one number for each dimension."""
+    each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return each * dims if len(each) == 1 else each
+
+
+def _named_padding(
+    op: str, name: str, input: Tensor, weight: Tensor, stride: Any, dilation: Any
+) -> tuple[Tensor, Any]:
+    """The input and the numbers that a padding by its name means. As PyTorch's, what is uneven is
+    padded ahead at the end."""
+    if name == "valid":
+        return input, 0
+    if name != "same":
+        raise RuntimeError(f"fastact.{op}(): padding: expected 'valid' or 'same', got {name!r}")
+    dims = weight.dim() - 2
+    if any(step != 1 for step in _each(stride, dims)):
+        raise RuntimeError(
+            f"fastact.{op}(): padding: expected numbers where stride is not 1, got 'same'"
+        )
+    totals = [
+        step * (size - 1)
+        for step, size in zip(_each(dilation, dims), weight.shape[2:], strict=True)
+    ]
+    if any(total % 2 for total in totals):
+        input = F.pad(input, [side for total in reversed(totals) for side in (0, total % 2)])
+    return input, tuple([total // 2 for total in totals])
+
+
+def convolve(
+    op: str,
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: str | None,
+    parameters: tuple[Any, ...],
+    slope: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """activation(convolution + residual), for the public function ``op`` of images of ``dims``
+    dimensions."""
+    if isinstance(weight, Tensor) and weight.dim() != dims + 2:
+        raise RuntimeError(
+            f"fastact.{op}(): weight: expected {dims + 2} dimensions, got shape "
+            f"{list(weight.shape)}"
+        )
+    if isinstance(padding, str):
+        input, padding = _named_padding(op, padding, input, weight, stride, dilation)
+    operands = input, weight, bias, stride, padding, dilation, groups
+    if is_dynamo_compiling():
+        return traced("conv", *operands, activation, parameters, slope, residual)
+    return _C.conv(*operands, activation, parameters, slope, residual)
