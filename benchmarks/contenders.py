@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .conv import LAYOUTS
 from .operations import OPERATIONS, Problem, module_problem, problem
 from .recurrent import FORMS
 from .suites import Case
@@ -182,7 +183,7 @@ CONTENDERS = {
             "fastact_converted",
             setup_fastact,
             build_converted,
-            operations=("linear", "network_nested", "network_residual", *FORMS),
+            operations=("linear", "network_nested", "network_residual", *LAYOUTS, *FORMS),
             forms=("module",),
             ours=True,
         ),

@@ -24,8 +24,8 @@ def set_winograd(setting: str) -> None:
             PyTorch's own convolution; the default. "fast": by F(4x4, 3x3), too, which takes fewer
             operations and has three times the error.
 
-    It is one setting of the process, for calls and for the weights that fastact.convert packs after
-    it. docs/conv.md has the errors.
+    It is one setting of the process, for functions, modules and converted models. docs/conv.md has
+    the errors.
 
     Raises:
         ValueError: another setting.
@@ -34,7 +34,10 @@ def set_winograd(setting: str) -> None:
         >>> import fastact
         >>> fastact.set_winograd("safe")
     """
+    from fastact.conversion import packing  # which needs the layers, and they this module
+
     torch.ops.fastact.set_winograd(setting)
+    packing.forget_all()
 
 
 def check_dimension(op: str, activation: Any, params: Mapping[str, Any]) -> None:

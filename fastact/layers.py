@@ -29,6 +29,9 @@ class Layer:
             torch.func.vmap. What the operator takes between bias and activation comes after those.
         gradients: the gradients of input, weight and bias likewise, each from (gradient of what
             composition returns, input, weight), and the same arguments after those.
+        geometry: the attributes of module that the operator takes between bias and activation.
+        helper: the method of module, besides forward, that forward calls.
+        dims: of a convolution's images.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Layer:
     norm: type[torch.nn.Module]
     batched: Callable[..., Tensor]
     gradients: tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]
+    geometry: tuple[str, ...] = ()
+    helper: str | None = None
+    dims: int = 0
 
     @property
     def operator(self) -> torch._ops.OpOverloadPacket:
@@ -140,6 +146,9 @@ def _conv(dims: int) -> Layer:
             functools.partial(_conv_gradients, 1),
             functools.partial(_conv_gradients, 2),
         ),
+        geometry=("stride", "padding", "dilation", "groups"),
+        helper="_conv_forward",
+        dims=dims,
     )
 
 

@@ -75,7 +75,8 @@ def test_every_suite(benchmarks, tmp_path, capsys, mode, least, status):
         (case, name)
         for case in CASES
         for name in CONTENDERS
-        if name != "fastact_converted" or case.split("/")[0] in ("linear", "networks", "rnn")
+        if name != "fastact_converted"
+        or case.split("/")[0] in ("linear", "networks", "conv", "rnn")
     }
     for record in times:
         assert record["failure"] is None and record["median"] > 0 and record["ratio"] > 0, record

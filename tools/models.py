@@ -30,6 +30,7 @@ import fastact
 from benchmarks.machine import cpu_model
 from fastact.conversion import site
 from fastact.conversion.convert import survey as survey_of
+from fastact.conversion.links import LAYER_TYPES
 
 ROUNDS = 5
 
@@ -94,11 +95,11 @@ class Result:
     """One model.
 
     Attributes:
-        layers: calls of Linear in one forward, as the original makes them.
+        layers: calls of Linear and convolutions in one forward, as the original makes them.
         fused: by what ran in the operator of a site, how many calls.
         left: why sites called a layer as written, how often.
         more: why a site fused no more than it did, how often.
-        sites: chains in the source with a layer; and those that wait for a convolution.
+        sites: chains in the source with a layer.
         methods: what was left as it is.
         error: the largest difference, relative to the largest value.
         speed: how many times as long the original takes, median of the rounds.
@@ -111,7 +112,6 @@ class Result:
     left: Counter[str]
     more: Counter[str]
     sites: int
-    awaited: int
     methods: list[str]
     seconds: float
     error: float
@@ -157,7 +157,7 @@ def calls_of_layers(model: torch.nn.Module, inputs: dict[str, Any]) -> int:
     hooks = [
         module.register_forward_hook(lambda *args: calls.append(1))
         for module in model.modules()
-        if type(module) is torch.nn.Linear
+        if type(module) in LAYER_TYPES
     ]
     run(model, inputs)
     for hook in hooks:
@@ -193,17 +193,17 @@ def measure(library: str, name: str, make: Callable[[], Any]) -> Result:
         one
         for entry in survey.classes
         for rewritten in entry.found.values()
-        for one in rewritten.found
+        for one in rewritten.plans.values()
     ]
     fused, left, more = Counter(), Counter(), Counter()
 
     def note(plan: Any, layer: Any, taken: list[str] | None, reason: str | None) -> None:
-        if not isinstance(layer, torch.nn.Linear):
+        if type(layer) not in LAYER_TYPES:
             return
         if taken is None:
             left[reason or ""] += 1
         else:
-            fused[" + ".join(["Linear", *taken])] += 1
+            fused[" + ".join([type(layer).__name__, *taken])] += 1
             if reason:
                 more[reason] += 1
 
@@ -240,8 +240,7 @@ def measure(library: str, name: str, make: Callable[[], Any]) -> Result:
         fused,
         left,
         more,
-        sum(not one.awaited for one in found),
-        sum(one.awaited for one in found),
+        len(found),
         methods,
         seconds,
         error,
@@ -258,27 +257,27 @@ def report(results: list[Result], failures: dict[str, str]) -> str:
         "# Models converted",
         "",
         "Written by `make models` (`tools/models.py`): random weights, evaluation, a forward each;",
-        "transformers' models in small configurations. Calls: of torch.nn.Linear in the original's",
-        "forward. Sites of convolutions are found and wait for their operator. The error is the",
-        "largest difference of an output, relative to its largest value.",
+        "transformers' models in small configurations. Calls: of Linear and convolutions in the",
+        "original's forward. The error is the largest difference of an output, relative to its",
+        "largest value.",
         f"PyTorch {torch.__version__}, {cpu_model()}, {torch.get_num_threads()} threads. The ratio",
         f"is the median of {ROUNDS} rounds of a forward each, in one process and one run.",
         "",
         "| library | model | calls | fused, and with what | called as written, and why | sites |"
-        " sites of convolutions | convert, s | error | eager / converted |",
-        "|---|---|---:|---|---|---:|---:|---:|---:|---:|",
+        " convert, s | error | eager / converted |",
+        "|---|---|---:|---|---|---:|---:|---:|---:|",
     ]
     for r in results:
         lines.append(
             f"| {r.library} | {r.name} | {r.layers} | {_counted(r.fused)} | {_counted(r.left)} | "
-            f"{r.sites} | {r.awaited} | {r.seconds:.2f} | {r.error:.1e} | {r.speed:.2f} |"
+            f"{r.sites} | {r.seconds:.2f} | {r.error:.1e} | {r.speed:.2f} |"
         )
     total = sum((r.fused for r in results), Counter())
     more = sum((r.more for r in results), Counter())
     calls, fused = sum(r.layers for r in results), sum(total.values())
     lines += [
         "",
-        f"{len(results)} models; {fused} of {calls} calls of Linear ran as an operator of fastact:",
+        f"{len(results)} models; {fused} of {calls} calls ran as an operator of fastact:",
         f"{_counted(total)}.",
         "",
         f"Why no more was fused where something followed: {_counted(more)}.",

@@ -137,14 +137,13 @@ def _survey_class(entry: _Class, frozen: bool, excluded: set[int]) -> None:
             continue
         possible |= paths
         methods.append(method)
-    layer = Role.LAYER | Role.AWAITED
     for path in possible:
         role = Role.NOTHING
         for module in entry.modules:
             role |= source.role_at(module, path)
         if role:
             entry.roles[path] = role
-    if not any(role & layer for role in entry.roles.values()):
+    if not any(role & Role.LAYER for role in entry.roles.values()):
         if is_recurrent(kind):
             entry.roles.clear()
             entry.made = class_for(kind, entry.roles, frozen)
@@ -156,7 +155,7 @@ def _survey_class(entry: _Class, frozen: bool, excluded: set[int]) -> None:
         except Left as reason:
             entry.left[method] = str(reason)
             continue
-        if made.found:
+        if made.plans:
             entry.found[method] = made
     entry.made = class_for(kind, entry.roles, frozen)
 
@@ -182,10 +181,9 @@ def _fates(entry: _Class) -> list[str]:
         owner = next(c for c in entry.kind.__mro__ if c in RECURRENT)
         lines.append(f"all steps by the operator of fastact.nn.{owner.__name__}")
     for method, made in entry.found.items():
-        for found in made.found:
-            line = found.plan.where.rpartition(":")[2]
-            waits = "; waits for its operator" if found.awaited else ""
-            lines.append(f"{method.name}, line {line}: {found.plan.source}{waits}")
+        for plan in made.plans.values():
+            line = plan.where.rpartition(":")[2]
+            lines.append(f"{method.name}, line {line}: {plan.source}")
     return lines
 
 

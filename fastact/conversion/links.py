@@ -23,6 +23,7 @@ from torch.compiler import is_exporting
 
 from fastact import functional, nn
 from fastact.activations import FORMS, FUSIBLE, resolve
+from fastact.conversion.geometry import geometry_of
 from fastact.layers import LAYERS
 from fastact.nn.epilogue import ACTIVATION_MODULES, ActivationModule, has_hooks
 
@@ -34,8 +35,6 @@ class Role(enum.Flag):
 
     NOTHING = 0
     LAYER = enum.auto()
-    # A layer that is fused once its operator exists: its chains are found, and told of.
-    AWAITED = enum.auto()
     FOLLOWER = enum.auto()  # a norm, an activation, an idle dropout, a sum
 
 
@@ -57,19 +56,18 @@ IDLE = Epilogue("")
 class KnownLayer(NamedTuple):
     row: Any
     forward: Callable[..., Any]  # as its class was born with it
+    # The method of the row's name `helper`, likewise.
+    helper: Callable[..., Any] | None
 
 
-# Those that sites fuse; the chains of the others are found, and told of.
-_FUSED = [row for row in LAYERS.values() if row.name == "linear"]
 LAYER_TYPES: dict[type, KnownLayer] = {
-    kind: KnownLayer(row, kind.forward) for row in _FUSED for kind in (row.module, row.twin)
+    kind: KnownLayer(row, kind.forward, getattr(kind, row.helper) if row.helper else None)
+    for row in LAYERS.values()
+    for kind in (row.module, row.twin)
 }
-_FUNCTIONS = {row.function: row.composition for row in _FUSED}
-
-_AWAITED = tuple(row.module for row in LAYERS.values() if row not in _FUSED)
+_FUNCTIONS = {row.function: row.composition for row in LAYERS.values()}
 # Folded into the layer before them.
-NORM_TYPES = {kind: kind.forward for kind in {row.norm for row in _FUSED}}
-_AWAITED_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+NORM_TYPES = {kind: kind.forward for kind in {row.norm for row in LAYERS.values()}}
 
 
 def untouched_function(owner: types.ModuleType, name: str) -> bool:
@@ -360,6 +358,9 @@ def layer_obstacle(layer: Any) -> str | None:
     own, parameters = layer.__dict__, layer._parameters
     if LEFT_OUT in own:
         return "left out by filter_fn"
+    helper = known.row.helper
+    if helper and (helper in own or getattr(kind, helper) is not known.helper):
+        return f"its {helper} is another by now"
     if kind is known.row.module and not untouched_function(F, known.row.function):
         return f"torch.nn.functional.{known.row.function} was replaced"
     weight, bias = parameters.get("weight"), parameters.get("bias", layer)
@@ -371,6 +372,8 @@ def layer_obstacle(layer: Any) -> str | None:
         or "bias" in own
     ):
         return "its weight or bias is not a plain parameter"
+    if geometry_of(known.row, layer) is None:
+        return "its padding is not one of zeros, the same on both sides"
     return None
 
 
@@ -379,8 +382,6 @@ def unknown_layer(layer: Any) -> str:
         return "it is no module"
     if torch.nn.utils.parametrize.is_parametrized(layer):
         return "it is parametrized"
-    if isinstance(layer, _AWAITED):
-        return "sites fuse no convolutions; fastact.nn has them with activation="
     if isinstance(layer, tuple(LAYER_TYPES)):
         return "its class is derived from a layer's, and may compute something else"
     return "it is no layer that fastact computes"
@@ -432,11 +433,9 @@ def role_of(value: Any) -> Role:
     kind = type(value)
     if kind in LAYER_TYPES or getattr(kind, "cls_to_become", None) in LAYER_TYPES:
         return Role.LAYER  # perhaps a lazy one, which becomes it
-    if isinstance(value, _AWAITED):
-        return Role.AWAITED
     if kind in ACTIVATION_TYPES or kind in IDLE_TYPES or kind in NORM_TYPES:
         return Role.FOLLOWER
-    if isinstance(value, _AWAITED_NORMS) or (isinstance(value, Module) and foreign(kind)):
+    if isinstance(value, Module) and foreign(kind):
         return Role.FOLLOWER
     if is_function(value) and (value in CALLS or value is _DROPOUT or value in SUMS):
         return Role.FOLLOWER

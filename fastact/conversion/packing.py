@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.fusion import fuse_linear_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fastact import _C
 from fastact.layers import Layer
@@ -58,13 +58,24 @@ def _forget(key: Any, address: int) -> None:
     _C.forget_packed(address)  # what csrc/bindings/site/ keeps of it
 
 
-def packed(row: Layer, weight: Tensor) -> Tensor:
+def forget_all() -> None:
+    """They are made anew: what decides how is another by now."""
+    _kept.clear()
+    _C.forget_packed()
+
+
+def packed(row: Layer, weight: Tensor, geometry: tuple[Any, ...] = ()) -> Tensor:
     """The weight as row's kernel reads it."""
-    return _remembered(id(weight), lambda: row.pack(weight.detach()), weight)
+    key = (id(weight), geometry) if geometry else id(weight)
+    return _remembered(key, lambda: row.pack(weight.detach(), *geometry), weight)
 
 
 def folded(
-    row: Layer, weight: Tensor, bias: Tensor | None, norm: Any
+    row: Layer,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Any,
+    geometry: tuple[Any, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weight and the bias of a layer with the norm after it, in evaluation; and that weight
     packed."""
@@ -85,8 +96,9 @@ def folded(
         gamma = torch.ones_like(mean) if gamma is None else gamma
         beta = torch.zeros_like(mean) if beta is None else beta
         with torch.no_grad():
-            w, b = fuse_linear_bn_weights(w, b, mean, var, norm.eps, gamma, beta)
+            # Of matrices it is what fuse_linear_bn_weights makes.
+            w, b = fuse_conv_bn_weights(w, b, mean, var, norm.eps, gamma, beta)
         w, b = w.detach(), b.detach()
-        return w, b, row.pack(w)
+        return w, b, row.pack(w, *geometry)
 
-    return _remembered((id(weight), id(norm), norm.eps), make, *tensors)
+    return _remembered((id(weight), id(norm), norm.eps, *geometry), make, *tensors)

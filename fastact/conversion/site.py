@@ -26,6 +26,7 @@ from torch.nn.modules import module as module_globals
 from fastact import _C
 from fastact.activations import REGISTRY
 from fastact.conversion import packing
+from fastact.conversion.geometry import fits_result, geometry_of, lies_as_pytorchs
 from fastact.conversion.links import (
     ACTIVATION_TYPES,
     BARE,
@@ -208,6 +209,8 @@ def disturbance() -> str | None:
 # What PyTorch's backward reads of an activation is its result, so that eager does not allow writing
 # to that. Of all others it is their input: a fused one then keeps the pre-activation.
 KEEPS_RESULT = frozenset(row.name for row in REGISTRY.values() if row.twin_saves_output)
+# Not elementwise: after a convolution, their result may have other strides than PyTorch's.
+ALONG_DIMENSION = frozenset(row.name for row in REGISTRY.values() if row.along_dimension)
 
 
 class Fusion:
@@ -217,6 +220,7 @@ class Fusion:
         own = layer._parameters
         self.row, self.layer, self.value, self.frozen = row, layer, value, frozen
         self.weight, self.bias = own["weight"], own["bias"]
+        self.geometry = geometry_of(row, layer) or ()
         self.norm: torch.nn.Module | None = None
         self.residual: Tensor | None = None
         self.epilogue: Epilogue | None = None
@@ -254,11 +258,15 @@ class Fusion:
             return "a second sum"
         if not is_plain(other) or other.layout is not torch.strided:
             return "what is added is no plain tensor"
-        shape = (*self.value.shape[:-1], *self.weight.shape[:1])
-        if other.shape != shape or not other.dtype == self.value.dtype == self.weight.dtype:
+        if not other.dtype == self.value.dtype == self.weight.dtype:
+            return "what is added has another shape or dtype"
+        if self.row.dims:
+            if not fits_result(other, self.value, self.weight, self.geometry):
+                return "what is added has another shape or other strides"
+        elif other.shape != (*self.value.shape[:-1], *self.weight.shape[:1]):
             return "what is added has another shape or dtype"
         # The first operand decides the strides of a sum.
-        if link.first and not other.is_contiguous():
+        elif link.first and not other.is_contiguous():
             return "what is added has other strides"
         # A sum of two dtypes promotes, where an operator of autocast casts.
         if _is_autocast("cpu"):
@@ -287,7 +295,7 @@ class Fusion:
             t is None or (is_plain(t) and t.shape == features and t.dtype == dtype)
             for t in (*tensors, *running)
         )
-        if norm.training or None in running or not fits or self.value.dim() != 2:
+        if norm.training or None in running or not fits or self.value.dim() != self.row.dims + 2:
             return "it is not a norm of features by statistics that it keeps"
         if (
             dtype not in (torch.float32, torch.float64)
@@ -303,6 +311,8 @@ class Fusion:
     def _activate(self, epilogue: Epilogue) -> str | None:
         if self.epilogue is not None:
             return "a second activation"
+        if self.row.dims and epilogue.name in ALONG_DIMENSION:
+            return "it is not fused with convolutions"
         keeps = epilogue.name in KEEPS_RESULT or not epilogue.inplace
         if not keeps and self._needs_grad(epilogue.slope):
             return "in place, its backward reads the result"
@@ -325,23 +335,24 @@ class Fusion:
 
     def run(self, saves_output: bool = False) -> Tensor:
         """saves_output: nobody can write to the result, so that backward may read it."""
-        weight, bias = self.weight, self.bias
+        weight, bias, geometry = self.weight, self.bias, self.geometry
         name, parameters, slope, _ = self.epilogue or (None, (), None, False)
         rest = name, parameters, slope, self.residual
         if self.may_pack(slope):
             if self.norm is None:
-                packed = packing.packed(self.row, weight)
+                packed = packing.packed(self.row, weight, geometry)
             else:
-                weight, bias, packed = packing.folded(self.row, weight, bias, self.norm)
-            return _packed[self.row.name](self.value, packed, weight, bias, *rest)
+                weight, bias, packed = packing.folded(self.row, weight, bias, self.norm, geometry)
+            return _packed[self.row.name](self.value, packed, weight, bias, *geometry, *rest)
         saves_output = saves_output or name is None or name in KEEPS_RESULT
+        operands = self.value, weight, bias, *geometry, *rest, saves_output
         if is_dynamo_compiling():
-            return traced(self.row.name, self.value, weight, bias, *rest, saves_output)
-        return _plain[self.row.name](self.value, weight, bias, *rest, saves_output)
+            return traced(self.row.name, *operands)
+        return _plain[self.row.name](*operands)
 
 
-_plain = {"linear": _C.linear}
-_packed = {"linear": _C.linear_packed}
+_plain = {row.name: getattr(_C, row.name) for row in LAYERS.values()}
+_packed = {row.name: getattr(_C, f"{row.name}_packed") for row in LAYERS.values()}
 
 
 def fusion_of(layer: Any, value: Any, frozen: bool) -> tuple[Fusion | None, str | None]:
@@ -355,6 +366,12 @@ def fusion_of(layer: Any, value: Any, frozen: bool) -> tuple[Fusion | None, str 
     if reason is not None:
         return None, reason
     fusion = Fusion(known.row, layer, value, frozen)
+    if known.row.dims and (
+        not value.dim() == fusion.weight.dim() == known.row.dims + 2
+        or value.layout is not torch.strided
+        or not lies_as_pytorchs(value, fusion.weight)
+    ):
+        return None, "its input has no batch, or lies in an order that decides on the result's"
     own = layer.__dict__.get("fused")  # of ours, which may have an activation of its own
     if own is not None and (own.name is not None or own.is_module):
         epilogue = (
@@ -537,8 +554,12 @@ def _set_up() -> None:
                 (
                     kind,
                     known.forward,
+                    known.helper and (known.row.helper, known.helper),
                     _born_scope((F, known.row.function)) if kind is known.row.module else None,
                     kind is known.row.twin,
+                    known.row.function,
+                    known.row.dims,
+                    known.row.norm,
                 )
                 for kind, known in LAYER_TYPES.items()
             ],
@@ -572,10 +593,11 @@ def _set_up() -> None:
             "methods": METHODS,
             "sums": list(SUMS),
             "keeps_result": list(KEEPS_RESULT),
+            "along_dimension": list(ALONG_DIMENSION),
             "asks_python": lambda kind: foreign(kind) is not None,
             "classify": of_call,
-            "pack": lambda weight: packing.packed(LAYERS["linear"], weight),
-            "fold": functools.partial(packing.folded, LAYERS["linear"]),
+            "pack": lambda function, *operands: packing.packed(LAYERS[function], *operands),
+            "fold": lambda function, *operands: packing.folded(LAYERS[function], *operands),
             "run_sequence": _rest_of_sequence,
         }
     )

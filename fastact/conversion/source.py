@@ -187,13 +187,6 @@ class _Chain(NamedTuple):
     links: list[Link]  # the innermost first
 
 
-class _Found(NamedTuple):
-    """A site that the source has room for."""
-
-    plan: Plan
-    awaited: bool  # its layer has no operator yet
-
-
 def _uses(node: ast.AST) -> list[tuple[str, type]]:
     """The names that one node reads, sets or deletes."""
     if isinstance(node, ast.Name):
@@ -249,8 +242,6 @@ class Rewriter(ast.NodeTransformer):
         while any(name.startswith(self.prefix) for name in names):
             self.prefix += "_"
         self.plans: dict[str, Plan] = {}
-        self.found: list[_Found] = []
-        self.awaited: set[int] = set()  # calls that were found
 
     # ---- what an expression may be ----
 
@@ -323,7 +314,7 @@ class Rewriter(ast.NodeTransformer):
             if inner is not None:
                 inner = _after(inner, node.func)
                 return self._with_link(inner, node, Link(CALL, Operand(slot=0)))
-        if role & (Role.LAYER | Role.AWAITED) and len(node.args) == 1 and not node.keywords:
+        if role & Role.LAYER and len(node.args) == 1 and not node.keywords:
             return _Chain(node, [node.func, node.args[0]], 0, 1, [])
         return None
 
@@ -375,16 +366,12 @@ class Rewriter(ast.NodeTransformer):
         return super().visit(node)
 
     def _site(self, chain: _Chain, node: ast.expr, statements: int) -> ast.expr | None:
-        """The call of a site; None where the layer has no operator yet."""
+        """The call of a site; None where it is none."""
         place = path_of(chain.call.func, self.kind)
         root = place and place[0]
         if not chain.links and root in self.handed_over and root != self.own:
             return None  # a function that somebody hands over, rather than a layer
-        awaited = not self.role(chain.call.func) & Role.LAYER
         handed, order = self._handed(chain.order)
-        if awaited and id(chain.call) in self.awaited:
-            return None
-        self.awaited.add(id(chain.call))
         plan = Plan(
             order,
             chain.layer,
@@ -395,9 +382,6 @@ class Rewriter(ast.NodeTransformer):
             f"{self.code.co_filename}:{node.lineno}",
             ast.unparse(node),
         )
-        self.found.append(_Found(plan, awaited))
-        if awaited:
-            return None
         name = f"{self.prefix}{len(self.plans)}"
         self.plans[name] = plan
         arguments = [self.visit(n) for n in handed]
@@ -634,7 +618,6 @@ class Rewritten(NamedTuple):
     code: types.CodeType
     plans: Mapping[str, Plan]
     extra: tuple[str, ...]  # further names that its code has free
-    found: tuple[_Found, ...]
 
 
 # A decorator's function, and the cell of it that holds what it wraps.
@@ -677,7 +660,7 @@ def rewritten(
     rewriter = Rewriter(function, node, kind, roles, frozen)
     node.body = rewriter.block(node.body)
     if not rewriter.plans:
-        return Rewritten(function.__code__, {}, (), tuple(rewriter.found))
+        return Rewritten(function.__code__, {}, ())
     return _assembled(function, node, kind, rewriter, guard)
 
 
@@ -714,7 +697,7 @@ def _assembled(
     after_docstring = ast.get_docstring(node, clean=False) is not None
     node.body[after_docstring:after_docstring] = added
     code = _compiled(node, kind, function.__code__, [*rewriter.plans, *extra])
-    return Rewritten(code, rewriter.plans, tuple(extra), tuple(rewriter.found))
+    return Rewritten(code, rewriter.plans, tuple(extra))
 
 
 def _handed(given: ast.arguments) -> str:

@@ -7,6 +7,7 @@
 
 #include "bindings/function.h"
 #include "bindings/site/weights.h"
+#include "ops/conv/conv.h"
 #include "ops/linear/linear.h"
 
 namespace fastact::site {
@@ -24,15 +25,15 @@ Look Fusion::take_layer(PyObject* layer, PyObject* value_item, bool may_pack) {
   if (found == t.layers.end()) {
     return Look::kNo;
   }
-  LayerKind& kind = found->second;
+  LayerKind& row = found->second;
   const Names& n = names();
   const Object own = instance_dict(layer);
-  if (!own || !is_as_born(Py_TYPE(layer), kind.born) || !is_undisturbed(own.ptr()) ||
-      !kind.called.is_untouched() || has(own.ptr(), n.weight) || has(own.ptr(), n.bias) ||
-      !is_plain(value_item)) {
+  if (!own || !is_as_born(Py_TYPE(layer), row.born) || !is_undisturbed(own.ptr()) ||
+      !row.called.is_untouched() || has(own.ptr(), n.weight) || has(own.ptr(), n.bias) ||
+      (row.born.part && has(own.ptr(), row.born.part_name)) || !is_plain(value_item)) {
     return Look::kNo;
   }
-  if (kind.has_own_activation) {
+  if (row.has_own_activation) {
     PyObject* const fused = item(own.ptr(), n.fused);
     if (!fused) {
       return Look::kNo;
@@ -65,16 +66,26 @@ Look Fusion::take_layer(PyObject* layer, PyObject* value_item, bool may_pack) {
   }
   input = &THPVariable_Unpack(value_item);
   frozen = may_pack;
-  return Look::kYes;
+  kind = &row;
+  if (!row.dims) {
+    return Look::kYes;
+  }
+  if (!has_sizes(value()) || !has_sizes(weight()) || value().dim() != row.dims + 2 ||
+      weight().dim() != row.dims + 2 || !lies_as_pytorchs(value(), weight())) {
+    return Look::kNo;
+  }
+  return read_geometry(own.ptr(), row.dims, geometry);
 }
 
-Look Fusion::take_norm(PyObject* module, NormKind& kind) {
+Look Fusion::take_norm(PyObject* module, NormKind& row) {
   const Names& n = names();
   const Object own = instance_dict(module);
-  if (!frozen || has_links || epilogue || !own || !is_as_born(Py_TYPE(module), kind.born) ||
-      !is_undisturbed(own.ptr()) || !kind.called.is_untouched() ||
-      item(own.ptr(), n.training) != Py_False || value().dim() != 2 || needs_grad() ||
-      at::autocast::is_autocast_enabled(at::kCPU) || weight().dim() != 2 ||
+  const int64_t dims = kind->dims + 2;
+  if (!frozen || has_links || epilogue || !own || Py_TYPE(module) != kind->norm ||
+      !is_as_born(Py_TYPE(module), row.born) || !is_undisturbed(own.ptr()) ||
+      !row.called.is_untouched() || item(own.ptr(), n.training) != Py_False ||
+      value().dim() != dims || needs_grad() || at::autocast::is_autocast_enabled(at::kCPU) ||
+      weight().dim() != dims ||
       !(weight().scalar_type() == at::kFloat || weight().scalar_type() == at::kDouble)) {
     return Look::kNo;
   }
@@ -109,13 +120,18 @@ Look Fusion::take_residual(PyObject* other, bool first) {
   if (tensor.layout() != at::kStrided || tensor.is_nested() || value.is_nested() ||
       tensor.scalar_type() != value.scalar_type() || tensor.scalar_type() != weight.scalar_type() ||
       value.dim() == 0 || weight.dim() == 0 || tensor.dim() != value.dim() ||
-      at::autocast::is_autocast_enabled(at::kCPU) ||
-      tensor.sym_sizes().slice(0, value.dim() - 1) != value.sym_sizes().slice(0, value.dim() - 1) ||
-      tensor.sym_size(-1) != weight.sym_size(0)) {
+      at::autocast::is_autocast_enabled(at::kCPU)) {
     return Look::kNo;
   }
-  // The first operand decides the strides of a sum.
-  if (first && !tensor.is_contiguous()) {
+  if (kind->dims) {
+    if (!fits_result(tensor, value, weight, geometry)) {
+      return Look::kNo;
+    }
+  } else if (tensor.sym_sizes().slice(0, value.dim() - 1) !=
+                 value.sym_sizes().slice(0, value.dim() - 1) ||
+             tensor.sym_size(-1) != weight.sym_size(0) ||
+             // The first operand decides the strides of a sum.
+             (first && !tensor.is_contiguous())) {
     return Look::kNo;
   }
   residual = tensor;
@@ -135,6 +151,9 @@ Look Fusion::take(Found&& found) {
     made = std::move(found.read);
   }
   const Epilogue& one = found.row ? *found.row : made;
+  if (kind->dims && tables().along_dimension.count(one.name)) {
+    return Look::kNo;  // the result may have other strides than PyTorch's
+  }
   epilogue = &one;
   if (one.in_place && tables().keeps_result.count(one.name) == 0 && needs_grad()) {
     epilogue = nullptr;
@@ -153,7 +172,8 @@ Tensor Fusion::run(bool saves_output) const {
   }
   const bool grad = needs_grad();
   const auto call = [&](const auto& f) {
-    if (!weight.is_nested() && weight.nbytes() >= kReleaseGilBytes) {
+    if (!weight.is_nested() && (weight.nbytes() >= kReleaseGilBytes ||
+                                (kind->dims && value.nbytes() >= kReleaseGilBytes))) {
       pybind11::gil_scoped_release release;
       return f();
     }
@@ -161,35 +181,47 @@ Tensor Fusion::run(bool saves_output) const {
   };
   const bool transformed =
       c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  const auto moves = [&](const auto& f) {
+    return f(c10::fromIntArrayRefSlow(geometry.stride), c10::fromIntArrayRefSlow(geometry.padding),
+             c10::fromIntArrayRefSlow(geometry.dilation), c10::SymInt(geometry.groups));
+  };
+  const auto run_packed = [&](const Tensor& packed, const Tensor& w, const OptionalTensor& b) {
+    return call([&] {
+      return kind->dims ? moves([&](auto... numbers) {
+        return conv_packed_op.call(value, packed, w, b, numbers..., activation, after.parameters,
+                                   after.slope, residual);
+      })
+                        : linear_packed_op.call(value, packed, w, b, activation, after.parameters,
+                                                after.slope, residual);
+    });
+  };
   if (norm) {
-    const Folded* const kept = grad || transformed || !weight.is_cpu()
-                                   ? nullptr
-                                   : folded_of(weight_object.ptr(), bias, norm.ptr());
+    const Folded* const kept =
+        grad || transformed || !weight.is_cpu()
+            ? nullptr
+            : folded_of(*kind, geometry, weight_object.ptr(), bias, norm.ptr());
     if (!kept) {
       throw AskPython();
     }
     // Copied, as other threads may drop them while this one runs.
     const Tensor with_norm = kept->weight, packed = kept->packed;
     const OptionalTensor bias_with_norm = kept->bias;
-    return call([&] {
-      return linear_packed_op.call(value, packed, with_norm, bias_with_norm, activation,
-                                   after.parameters, after.slope, residual);
-    });
+    return run_packed(packed, with_norm, bias_with_norm);
   }
   if (frozen && !grad && !transformed && weight.is_cpu() && !weight.is_inference()) {
-    const Tensor packed = packed_of(weight_object.ptr(), weight);
-    return call([&] {
-      return linear_packed_op.call(value, packed, weight, bias, activation, after.parameters,
-                                   after.slope, residual);
-    });
+    return run_packed(packed_of(*kind, geometry, weight_object.ptr()), weight, bias);
   }
   if (frozen && (weight.is_inference() || transformed)) {
     throw AskPython();
   }
   const bool keeps = saves_output || !epilogue || tables().keeps_result.count(after.name);
   return call([&] {
-    return linear_op.call(value, weight, bias, activation, after.parameters, after.slope, residual,
-                          keeps);
+    return kind->dims ? moves([&](auto... numbers) {
+      return conv_op.call(value, weight, bias, numbers..., activation, after.parameters,
+                          after.slope, residual, keeps);
+    })
+                      : linear_op.call(value, weight, bias, activation, after.parameters,
+                                       after.slope, residual, keeps);
   });
 }
 

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "bindings/site/modules.h"
+#include "bindings/site/geometry.h"
 
 namespace fastact::site {
 
@@ -18,6 +18,8 @@ struct Found {
 // Everything is owned, as other threads run while the operator does: the input by who calls the
 // site. A Python reference costs 1 ns, a copied Tensor 10.
 struct Fusion {
+  const LayerKind* kind = nullptr;
+  Geometry geometry;
   Object weight_object;
   const Tensor* input = nullptr;
   OptionalTensor bias, residual;
@@ -36,7 +38,8 @@ struct Fusion {
   bool needs_grad() const;
 
   Look take_layer(PyObject* layer, PyObject* value_item, bool may_pack);
-  // Folded in evaluation, of features, by statistics that it keeps, where nothing needs a gradient.
+  // Folded in evaluation, of features or channels, by statistics that it keeps, where nothing needs
+  // a gradient.
   Look take_norm(PyObject* module, NormKind& kind);
   // `first`: it is the sum's first operand.
   Look take_residual(PyObject* other, bool first);

@@ -30,12 +30,21 @@ void set_up(const pybind11::dict& given) {
   const auto type_of = [](pybind11::handle type) {
     return reinterpret_cast<PyTypeObject*>(type.inc_ref().ptr());
   };
-  for (const auto row : given["layers"]) {
+  for (const auto one : given["layers"]) {
+    const auto row = one.cast<pybind11::tuple>();
     LayerKind kind;
-    kind.born.forward = row.attr("__getitem__")(1);
-    kind.called = called_from(row.attr("__getitem__")(2));
-    kind.has_own_activation = row.attr("__getitem__")(3).cast<bool>();
-    t.layers[type_of(row.attr("__getitem__")(0))] = kind;
+    kind.born.forward = row[1];
+    if (!row[2].is_none()) {
+      const auto part = row[2].cast<pybind11::tuple>();
+      kind.born.part_name = part[0];
+      kind.born.part = part[1];
+    }
+    kind.called = called_from(row[3]);
+    kind.has_own_activation = row[4].cast<bool>();
+    kind.function = row[5];
+    kind.dims = row[6].cast<int64_t>();
+    kind.norm = type_of(row[7]);
+    t.layers[type_of(row[0])] = kind;
   }
   for (const auto one : given["activations"]) {
     const auto row = one.cast<pybind11::tuple>();
@@ -92,6 +101,9 @@ void set_up(const pybind11::dict& given) {
   }
   for (const auto name : given["keeps_result"]) {
     t.keeps_result.insert(name.cast<std::string>());
+  }
+  for (const auto name : given["along_dimension"]) {
+    t.along_dimension.insert(name.cast<std::string>());
   }
   t.asks_python = given["asks_python"];
   t.classify = given["classify"];

@@ -21,6 +21,8 @@ using Object = pybind11::object;
 // class or of its bases gives it another version, and no two classes have the same.
 struct Born {
   Object forward;
+  // Another method that the forward calls, if it does: its name, and what it was.
+  Object part_name, part;
   unsigned int version = 0;
 };
 
@@ -39,6 +41,9 @@ struct LayerKind {
   Born born;
   Called called;
   bool has_own_activation = false;  // fastact.nn's may have one
+  Object function;                  // the name of its row
+  int64_t dims = 0;                 // of a convolution's images
+  PyTypeObject* norm = nullptr;     // that is folded into it
 };
 
 struct ActivationKind {
@@ -86,6 +91,7 @@ struct Tables {
   std::unordered_map<std::string, Object> methods;    // of Tensor, as PyTorch was born with them
   std::unordered_set<PyObject*> sums;
   std::unordered_set<std::string> keeps_result;
+  std::unordered_set<std::string> along_dimension;  // activations that are not elementwise
   Object asks_python;  // of a class: whether only Python can tell what its modules are
   Object classify;     // the epilogue of a function with these arguments
   Object pack;
@@ -117,8 +123,10 @@ struct Names {
       training{pybind11::str("training")}, p{pybind11::str("p")}, fused{pybind11::str("fused")},
       name{pybind11::str("name")}, iter{pybind11::str("__iter__")}, add{pybind11::str("add")},
       values{pybind11::str("values")}, is_module{pybind11::str("is_module")},
-      eps{pybind11::str("eps")}, running_mean{pybind11::str("running_mean")},
-      running_var{pybind11::str("running_var")};
+      stride{pybind11::str("stride")}, padding{pybind11::str("padding")},
+      dilation{pybind11::str("dilation")}, groups{pybind11::str("groups")},
+      padding_mode{pybind11::str("padding_mode")}, eps{pybind11::str("eps")},
+      running_mean{pybind11::str("running_mean")}, running_var{pybind11::str("running_var")};
 
   Names() {
     for (Object* one = &forward; one <= &running_var; ++one) {

@@ -4,12 +4,12 @@
 #include <array>
 #include <vector>
 
-#include "bindings/site/tables.h"
+#include "bindings/site/geometry.h"
 
 namespace fastact::site {
 
 // The packed weight, made where it is not the one that is kept.
-Tensor packed_of(PyObject* object, const Tensor& weight);
+Tensor packed_of(const LayerKind& kind, const Geometry& geometry, PyObject* weight);
 
 // The same with a norm folded in, by the layer's weight and the norm.
 struct Fact {
@@ -23,6 +23,7 @@ struct Fact {
 };
 
 struct Folded {
+  Geometry geometry;
   PyObject* norm;
   double eps;
   std::array<Fact, 6> facts;  // weight, bias, and the norm's tensors
@@ -31,9 +32,10 @@ struct Folded {
 };
 
 // Null where a tensor has no version.
-const Folded* folded_of(PyObject* weight_object, const OptionalTensor& bias, PyObject* norm);
+const Folded* folded_of(const LayerKind& kind, const Geometry& geometry, PyObject* weight_object,
+                        const OptionalTensor& bias, PyObject* norm);
 
-// forget_packed(address): of a Python object that is no more.
+// forget_packed(address): of a Python object that is no more. Without one: all.
 PyObject* forget_packed(PyObject*, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace fastact::site
