@@ -207,7 +207,7 @@ def test_nothing_is_noticed_without_a_fault(library):
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(f, marks=[] if i < 2 else [pytest.mark.slow]) for i, f in enumerate(FAULTS)],
+    [pytest.param(f, marks=[] if i < 1 else [pytest.mark.slow]) for i, f in enumerate(FAULTS)],
     ids=str,
 )
 def test_faults_are_noticed(fault):

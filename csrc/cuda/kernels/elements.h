@@ -58,6 +58,20 @@ __device__ __forceinline__ void round_to(float x, Half* to) {
 #endif
 }
 
+// One access. Left to nvcc 13.0, those of an array of vectors (the gates of a cell, the rows of a
+// tile) became four of 4 bytes.
+__device__ __forceinline__ void store_access(uint4 bytes, void* p) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(p)), "r"(bytes.x), "r"(bytes.y), "r"(bytes.z),
+                 "r"(bytes.w)
+               : "memory");
+#else
+  *static_cast<uint4*>(p) = bytes;
+#endif
+}
+
 // kCount neighbouring elements as they lie in memory: one, or kLanes of them at an aligned address.
 template <class T, int kCount>
 struct Elements {
@@ -80,7 +94,7 @@ struct Elements {
     } else {
       uint4 bytes;
       memcpy(&bytes, at, sizeof bytes);
-      *reinterpret_cast<uint4*>(p) = bytes;
+      store_access(bytes, p);
     }
   }
 };

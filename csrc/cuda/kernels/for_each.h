@@ -8,6 +8,10 @@ inline namespace FASTACT_ISA {
 namespace {
 
 constexpr int kForEachThreads = 256;
+// Told nothing (0), ptxas 13.0 holds double kernels to 48 or 64 registers and spills some; told
+// this, it takes up to 60 for float ones that need 36.
+template <class C>
+constexpr int kMinBlocks = sizeof(C) == sizeof(double) ? 2 : 0;
 
 // operation.run<kCount>(i) for kCount neighbouring results, i the first of them: kLanes<T>, one
 // access of 16 bytes from each operand, in whole vectors; one in the tail, or everywhere where
@@ -15,7 +19,7 @@ constexpr int kForEachThreads = 256;
 // of a multiprocessor wait for 32 KiB an operand, where HBM's latency times its bandwidth is about
 // half that for each of them.
 template <class T, class Operation>
-__global__ void __launch_bounds__(kForEachThreads)
+__global__ void __launch_bounds__(kForEachThreads, kMinBlocks<T>)
     for_each(Operation operation, int64_t n, bool wide) {
   constexpr int kCount = kLanes<T>;
   constexpr int kOfBlock = kForEachThreads * kCount;
