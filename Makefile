@@ -14,11 +14,11 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test bench accuracy fuzz guide architectures models slow generated peers lint format wheel \
+.PHONY: help test test-cuda-build bench accuracy fuzz guide architectures models slow generated peers lint format wheel \
   sanitize clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 	@echo "Settings (make NAME=VALUE ...) and their defaults:"
 	@awk '/^[A-Z_]+ \?= / {print "     " $$0}' Makefile
 
@@ -37,6 +37,9 @@ fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator wit
 
 sanitize: .venv/installed ## run the C++ tests of vectors and kernels with two sanitizers: compiles for minutes
 	$(BIN)/python tools/cpp_tests.py --sanitize
+
+test-cuda-build: .venv/bin/python ## compile every CUDA kernel with nvcc and inspect what came of it; needs no GPU
+	$(BIN)/python tools/cuda_gate.py
 
 models: .venv/installed ## convert models of other libraries (installed beside) and write docs/models.md
 	$(BIN)/python -m tools.models

@@ -322,8 +322,8 @@ __global__ void __launch_bounds__(kLongThreads)
 // ---- the choice --------------------------------------------------------------------------------
 
 // f(threads, elements that each keeps) for the first shape that holds a row, zeros if none does. Of
-// 1,024 threads each has 64 registers: enough for 16 elements of one operand, or 8 of two.
-template <int kOperands, class F>
+// 1,024 threads each has 64 registers: enough for 16 floats, or 8 doubles or pairs.
+template <int kOperands, class T, class F>
 void with_row_shape(int64_t length, const F& f) {
   using std::integral_constant;
   constexpr integral_constant<int, kWarp> warp;
@@ -331,7 +331,7 @@ void with_row_shape(int64_t length, const F& f) {
   constexpr integral_constant<int, 1024> all;
   constexpr integral_constant<int, 8> few;
   constexpr integral_constant<int, 16> many;
-  constexpr integral_constant<int, 16 / kOperands> most;
+  constexpr integral_constant<int, kOperands * sizeof(compute_t<T>) == sizeof(float) ? 16 : 8> most;
   if (length <= warp * few) return f(warp, few);
   if (length <= warp * many) return f(warp, many);
   if (length <= some * many) return f(some, many);
@@ -342,7 +342,7 @@ void with_row_shape(int64_t length, const F& f) {
 template <class T, int kCount>
 void softmax_rows_by(const T* x, T* y, int64_t rows, const SoftmaxArguments<T>& a,
                      cudaStream_t stream) {
-  with_row_shape<1>(a.length, [&](auto threads, auto elements) {
+  with_row_shape<1, T>(a.length, [&](auto threads, auto elements) {
     constexpr int kThreads = decltype(threads)::value;
     if constexpr (kThreads == 0) {
       launch(softmax_long_rows<T, kCount>, dim3(static_cast<unsigned>(rows)), dim3(kLongThreads),
@@ -359,7 +359,7 @@ void softmax_rows_by(const T* x, T* y, int64_t rows, const SoftmaxArguments<T>& 
 template <class T, int kCount>
 void softmax_rows_backward_by(const T* grad, const T* y, T* dx, int64_t rows,
                               const SoftmaxArguments<T>& a, cudaStream_t stream) {
-  with_row_shape<2>(a.length, [&](auto threads, auto elements) {
+  with_row_shape<2, T>(a.length, [&](auto threads, auto elements) {
     constexpr int kThreads = decltype(threads)::value;
     if constexpr (kThreads == 0) {
       launch(softmax_long_rows_backward<T, kCount>, dim3(static_cast<unsigned>(rows)),
