@@ -12,6 +12,12 @@ constexpr int kForEachThreads = 256;
 // this, it takes up to 60 for float ones that need 36.
 template <class C>
 constexpr int kMinBlocks = sizeof(C) == sizeof(double) ? 2 : 0;
+// A recurrent cell's step says kManyOperands: on sm_80 a float GRU's spilled, too.
+template <class C, class Operation>
+constexpr int kMinBlocksOf = kMinBlocks<C>;
+template <class C, class Operation>
+  requires Operation::kManyOperands
+constexpr int kMinBlocksOf<C, Operation> = 2;
 
 // operation.run<kCount>(i) for kCount neighbouring results, i the first of them: kLanes<T>, one
 // access of 16 bytes from each operand, in whole vectors; one in the tail, or everywhere where
@@ -19,7 +25,7 @@ constexpr int kMinBlocks = sizeof(C) == sizeof(double) ? 2 : 0;
 // of a multiprocessor wait for 32 KiB an operand, where HBM's latency times its bandwidth is about
 // half that for each of them.
 template <class T, class Operation>
-__global__ void __launch_bounds__(kForEachThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kForEachThreads, (kMinBlocksOf<T, Operation>))
     for_each(Operation operation, int64_t n, bool wide) {
   constexpr int kCount = kLanes<T>;
   constexpr int kOfBlock = kForEachThreads * kCount;
