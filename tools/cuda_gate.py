@@ -73,8 +73,8 @@ class Kernel:
         if not wide:
             yield "no store of 16 bytes"
             return
-        # A tail repeats the stores one by one, in as many copies as there are kinds of operands.
-        copies = 0 if "softmax" in self.name else 3
+        # A tail repeats the stores one by one, a copy for bias and residual, be they there or not.
+        copies = 0 if "softmax" in self.name else 4
         if narrow > copies * wide and "for_each_column<" not in self.name:
             yield f"{narrow} narrow stores beside {wide} of 16 bytes"
 

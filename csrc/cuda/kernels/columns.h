@@ -26,7 +26,7 @@ inline int64_t column_parts(int64_t rows) {
 
 // operation.run<kCount>(row, column, sums): computes kCount neighbours and adds to their sums.
 template <class T, int kCount, class Operation, class Out>
-__global__ void __launch_bounds__(kColumnThreads* kRowThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kColumnThreads* kRowThreads, (kMinBlocksOf<T, Operation>))
     for_each_column(Operation operation, Out* parts, int64_t rows, int64_t columns,
                     int64_t rows_of_part) {
   using C = compute_t<T>;
@@ -62,6 +62,7 @@ __global__ void __launch_bounds__(kColumnThreads* kRowThreads, kMinBlocks<T>)
 // Sums only.
 template <class T>
 struct SumColumns {
+  static constexpr bool kManyRegisters = true;
   const T* x;
   int64_t columns;
 

@@ -12,11 +12,12 @@ constexpr int kForEachThreads = 256;
 // this, it takes up to 60 for float ones that need 36.
 template <class C>
 constexpr int kMinBlocks = sizeof(C) == sizeof(double) ? 2 : 0;
-// A recurrent cell's step says kManyOperands: on sm_80 a float GRU's spilled, too.
+// Operations say kManyRegisters where ptxas spilled float ones, too: a GRU's step on sm_80, sums
+// alone on sm_100.
 template <class C, class Operation>
 constexpr int kMinBlocksOf = kMinBlocks<C>;
 template <class C, class Operation>
-  requires Operation::kManyOperands
+  requires Operation::kManyRegisters
 constexpr int kMinBlocksOf<C, Operation> = 2;
 
 // operation.run<kCount>(i) for kCount neighbouring results, i the first of them: kLanes<T>, one

@@ -104,7 +104,7 @@ int64_t pieces_of_row(int64_t length) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kWarp* kPieceWarps)
+__global__ void __launch_bounds__(kWarp* kPieceWarps, kMinBlocks<T>)
     prelu_pieces_backward(const T* grad, const T* x, const T* slope, T* dx, compute_t<T>* parts,
                           int64_t all_pieces, int64_t pieces, SlopeOf slopes, bool wide) {
   using C = compute_t<T>;

@@ -39,7 +39,7 @@ struct RnnStep {
 
 template <class T>
 struct LstmStep {
-  static constexpr bool kManyOperands = true;
+  static constexpr bool kManyRegisters = true;
   const T* from_x;
   const T* from_h;
   const T* c_before;
@@ -81,7 +81,7 @@ struct LstmStep {
 
 template <class T>
 struct GruStep {
-  static constexpr bool kManyOperands = true;
+  static constexpr bool kManyRegisters = true;
   const T* from_x;
   const T* from_h;
   const T* h_before;
@@ -141,7 +141,7 @@ struct RnnStepBackward {
 
 template <class T>
 struct LstmStepBackward {
-  static constexpr bool kManyOperands = true;
+  static constexpr bool kManyRegisters = true;
   const T* dh;
   const T* dc;  // by the step after, or null
   const T* activated;
@@ -180,7 +180,7 @@ struct LstmStepBackward {
 // Gradients are r z n_h n_x: the new gate's sum from h and from x, so that W_hh's are neighbours.
 template <class T>
 struct GruStepBackward {
-  static constexpr bool kManyOperands = true;
+  static constexpr bool kManyRegisters = true;
   const T* dh;
   const T* activated;
   const T* h_before;
