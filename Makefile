@@ -14,8 +14,8 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
-.PHONY: help test test-cuda-build bench accuracy fuzz guide architectures models slow generated peers lint format wheel \
-  sanitize clean
+.PHONY: help test test-cuda-build bench accuracy fuzz guide architectures models slow generated peers \
+  lint format wheel sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
