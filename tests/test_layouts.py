@@ -176,18 +176,18 @@ libc = ctypes.CDLL(None, use_errno=True)
 ops = torch.ops.fastact
 kept = []
 
-def page_between_guards():
-    memory = mmap.mmap(-1, 3 * PAGE)
+def page_between_guards(pages=1):
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for guard in (0, 2 * PAGE):
+    for guard in (0, (pages + 1) * PAGE):
         if libc.mprotect(ctypes.c_void_p(address + guard), PAGE, 0):
             sys.exit("mprotect failed")
     kept.append(memory)
-    return torch.frombuffer(memory, dtype=torch.uint8)[PAGE : 2 * PAGE]
+    return torch.frombuffer(memory, dtype=torch.uint8)[PAGE : -PAGE]
 
 def guarded(page, at_end, dtype, *shape):
     size = torch.Size(shape).numel() * torch.empty(0, dtype=dtype).element_size()
-    start = PAGE - size if at_end else 0
+    start = len(page) - size if at_end else 0
     return page[start : start + size].view(dtype).view(shape)
 
 print(ops.instruction_set(), flush=True)
@@ -245,10 +245,54 @@ for dtype, at_end in itertools.product(DTYPES, (False, True)):
             ops.linear_backward(grad, residual, x, w, b, own[2], activation, [], mask)
 print("done")
 """
+# Every engine, with channels and pixels that fill no register.
+GUARDED_CONV = """
+pages = [page_between_guards(64) for _ in range(6)]
+CASES = [(16, 16, 3, 1, 1), (17, 33, 3, 1, 1), (34, 46, 3, 1, 2)]
+CASES += [(3, 5, 1, 1, 1), (17, 19, 1, 2, 1)]
+for channels in (3, 8, 17):
+    for kernel, stride in (3, 1), (3, 2), (5, 1), (5, 2), (4, 3):
+        CASES.append((channels, channels, kernel, stride, channels))
+    CASES.append((channels, 2 * channels, 3, 1, channels))
+found = set()
+for dtype, at_end, last in itertools.product(DTYPES, (False, True), (False, True)):
+    for (c, k, kernel, stride, groups), (n, h, w) in itertools.product(
+        CASES, ((2, 8, 9), (1, 9, 20))
+    ):
+        def images(page, *shape):
+            if not last:
+                return guarded(page, at_end, dtype, *shape)
+            turned = shape[0], *shape[2:], shape[1]
+            return guarded(page, at_end, dtype, *turned).permute(0, 3, 1, 2)
+
+        pad = kernel // 2
+        out = [(size + 2 * pad - kernel) // stride + 1 for size in (h, w)]
+        x, weight = images(pages[0], n, c, h, w), images(pages[1], k, c // groups, kernel, kernel)
+        b, slope = (guarded(page, at_end, dtype, k) for page in pages[2:4])
+        residual, grad = (images(page, n, k, *out) for page in pages[4:])
+        for t in (x, weight, b, slope, residual, grad):
+            t.copy_(torch.linspace(-2, 2, t.numel()).view(t.shape))
+        shape = [stride], [pad], [1], groups
+        found.add(ops.conv_algorithm(x, weight, *shape))
+        for winograd in ("safe", "fast"):
+            packed = ops.pack_conv(weight, *shape, winograd=winograd)
+            y = ops.conv_packed(x, packed, weight, b, *shape, "prelu", [], slope, residual)
+            z = ops.conv(x, weight, b, *shape, "prelu", [], slope, residual)
+            assert torch.allclose(y.double(), z.double(), 3e-2, 3e-2), (c, k, kernel, groups)
+        ops.conv_training(x, weight, b, *shape, "gelu", [], None)
+        mask = (True, True, True, True, True)
+        ops.conv_backward(grad, residual, x, weight, b, slope, *shape, "prelu", [], mask)
+assert found >= {"winograd2", "pointwise", "depthwise"}, found
+print("done")
+"""
 
 
 @pytest.mark.parametrize("isa", fastact.info()["instruction_sets"])
-@pytest.mark.parametrize("program", [GUARDED_ACTIVATIONS, GUARDED_LINEAR], ids=["each", "linear"])
+@pytest.mark.parametrize(
+    "program",
+    [GUARDED_ACTIVATIONS, GUARDED_LINEAR, GUARDED_CONV],
+    ids=["each", "linear", "conv"],
+)
 def test_nothing_outside_is_read_or_written(program, isa):
     """A stray access ends the process with a segmentation fault."""
     finished = subprocess.run(
