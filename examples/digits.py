@@ -98,17 +98,22 @@ class Training:
         return (self.network(images).argmax(1) == labels).float().mean().item()
 
 
-def train(activation: str, epochs: int) -> dict[str, Training]:
-    """Both networks after training, by the name of the library."""
-    torch.manual_seed(0)
+def train_both(
+    reference: torch.nn.Module, mine: torch.nn.Module, epochs: int
+) -> dict[str, Training]:
+    """Both networks after training from the reference's parameters, by the name of the library."""
     images, labels, _, _ = load_digits()
-    reference, mine = torch_network(activation), fastact_network(activation)
     copy_parameters(reference, mine)
     trainings = {"torch.nn": Training(reference), "fastact.nn": Training(mine)}
     for epoch in range(epochs):
         for training in trainings.values():
             training.run_epoch(images, labels, epoch)
     return trainings
+
+
+def train(activation: str, epochs: int) -> dict[str, Training]:
+    torch.manual_seed(0)
+    return train_both(torch_network(activation), fastact_network(activation), epochs)
 
 
 @torch.no_grad()
@@ -142,13 +147,8 @@ def compare_inference(network: torch.nn.Module, images: Tensor, labels: Tensor) 
     print(f"{differ} predictions differ; {median_ratio(*seconds):.2f} times as fast")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--activation", choices=ACTIVATIONS, default="leaky_relu")
-    parser.add_argument("--epochs", type=int, default=20)
-    arguments = parser.parse_args()
-
-    trainings = train(arguments.activation, arguments.epochs)
+def report(trainings: dict[str, Training]) -> None:
+    """Prints how both trained, and the reference beside its conversion."""
     _, _, images, labels = load_digits()
     print(f"{'':12} {'first loss':>11} {'last loss':>11} {'accuracy':>9} {'epoch':>10}")
     for name, training in trainings.items():
@@ -163,6 +163,14 @@ def main() -> None:
     print(f"losses differ by {difference:.1e} at most; {ratio:.2f} times as fast")
     print()
     compare_inference(trainings["torch.nn"].network, images, labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--activation", choices=ACTIVATIONS, default="leaky_relu")
+    parser.add_argument("--epochs", type=int, default=20)
+    arguments = parser.parse_args()
+    report(train(arguments.activation, arguments.epochs))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,14 @@ import fastact
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.fixture(autouse=True)
+def import_as_a_program(monkeypatch):
+    """Examples import their neighbours, as what Python runs does."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
 def load(name):
-    if name == "digits":
+    if name.startswith("digits"):
         pytest.importorskip("sklearn")
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -48,9 +54,24 @@ def test_digits_converted_predicts_alike(activation):
     assert torch.equal(converted(images).argmax(1), network(images).argmax(1))
 
 
-def test_digits_prints_its_table():
+@pytest.mark.parametrize("activation", ["relu", "prelu", "tanh"])
+def test_digits_cnn_trains_alike(activation):
+    digits = load("digits_cnn")
+    reference, mine = digits.train(activation, epochs=2).values()
+    torch.testing.assert_close(
+        torch.tensor(mine.losses), torch.tensor(reference.losses), rtol=1e-2, atol=1e-3
+    )
+    assert mine.losses[-1] < 1.5 < 2 < mine.losses[0]
+    _, _, images, labels = load("digits").load_digits()
+    assert abs(mine.accuracy(images, labels) - reference.accuracy(images, labels)) < 0.01
+    converted = fastact.convert(reference.network)
+    torch.testing.assert_close(converted(images), reference.network(images).detach())
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_cnn"])
+def test_digits_prints_its_table(name):
     pytest.importorskip("sklearn")
-    command = [sys.executable, EXAMPLES / "digits.py", "--activation", "prelu", "--epochs", "2"]
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--activation", "prelu", "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
