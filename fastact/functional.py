@@ -433,7 +433,10 @@ def linear(
         >>> FF.linear(x, w, activation="leaky_relu", negative_slope=0.1).shape
         torch.Size([2, 4])
     """
-    activation, values = _epilogue("linear", activation, params)
+    if not params and type(activation) is str and activation in _defaults:
+        activation, values = _defaults[activation]  # without the call, 0.15 of 2 us (Zen 3)
+    else:
+        activation, values = _epilogue("linear", activation, params)
     if is_dynamo_compiling():
         return traced("linear", input, weight, bias, activation, values, slope, residual)
     return _C.linear(input, weight, bias, activation, values, slope, residual)
