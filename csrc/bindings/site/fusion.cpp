@@ -30,7 +30,7 @@ Look Fusion::take_layer(PyObject* layer, PyObject* value_item, bool may_pack) {
   const Object own = instance_dict(layer);
   if (!own || !is_as_born(Py_TYPE(layer), row.born) || !is_undisturbed(own.ptr()) ||
       !row.called.is_untouched() || has(own.ptr(), n.weight) || has(own.ptr(), n.bias) ||
-      (row.born.part && has(own.ptr(), row.born.part_name)) || !is_plain(value_item)) {
+      (row.born.helper && has(own.ptr(), row.born.helper_name)) || !is_plain(value_item)) {
     return Look::kNo;
   }
   if (row.has_own_activation) {

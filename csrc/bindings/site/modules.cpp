@@ -21,7 +21,7 @@ bool is_as_born(PyTypeObject* type, Born& born) {
       _PyType_Lookup(type, names().call.ptr()) == t.module_call.ptr() &&
       _PyType_Lookup(type, names().call_impl.ptr()) == t.call_impl.ptr() &&
       _PyType_Lookup(type, names().wrapped_call_impl.ptr()) == t.wrapped_call_impl.ptr() &&
-      (!born.part || _PyType_Lookup(type, born.part_name.ptr()) == born.part.ptr());
+      (!born.helper || _PyType_Lookup(type, born.helper_name.ptr()) == born.helper.ptr());
   // The look-ups have given the class a version.
   born.version = same ? version_of(type) : 0;
   return same;

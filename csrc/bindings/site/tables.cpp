@@ -35,9 +35,9 @@ void set_up(const pybind11::dict& given) {
     LayerKind kind;
     kind.born.forward = row[1];
     if (!row[2].is_none()) {
-      const auto part = row[2].cast<pybind11::tuple>();
-      kind.born.part_name = part[0];
-      kind.born.part = part[1];
+      const auto helper = row[2].cast<pybind11::tuple>();
+      kind.born.helper_name = helper[0];
+      kind.born.helper = helper[1];
     }
     kind.called = called_from(row[3]);
     kind.has_own_activation = row[4].cast<bool>();

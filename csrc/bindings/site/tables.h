@@ -22,7 +22,7 @@ using Object = pybind11::object;
 struct Born {
   Object forward;
   // Another method that the forward calls, if it does: its name, and what it was.
-  Object part_name, part;
+  Object helper_name, helper;
   unsigned int version = 0;
 };
 
