@@ -14,7 +14,7 @@ constexpr int64_t kMostTileBytes = 48 << 10;
 // row, or one for each column.
 enum class Along { kRows, kColumns };
 
-// A tile in the compute type of its dtype (kernels/compute_type.h), and its place in c. Strides and
+// A tile in the compute type of its dtype (math/compute_type.h), and its place in c. Strides and
 // offsets are in elements.
 struct FinishedTile {
   char* values;

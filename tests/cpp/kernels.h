@@ -3,8 +3,9 @@
 #pragma once
 
 #include "check.h"
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/kernel_table.h"
+#include "cpu/simd/width.h"
+#include "math/compute_type.h"
 
 namespace fastact_test {
 

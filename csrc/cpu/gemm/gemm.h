@@ -18,7 +18,7 @@ struct GemmOperand {
 
 // What becomes of a finished tile of a b.
 struct GemmEpilogue {
-  const void* bias = nullptr;        // of the compute type (kernels/compute_type.h), or null
+  const void* bias = nullptr;        // of the compute type (math/compute_type.h), or null
   Along channels = Along::kColumns;  // how the bias lies along c
   Stages stages;
   const SoftmaxArguments* softmax =

@@ -3,9 +3,9 @@
 // registers; channels last, the lanes are channels, else pixels.
 #pragma once
 
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/conv_table.h"
 #include "cpu/kernels/loops.h"
+#include "math/compute_type.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

@@ -4,9 +4,9 @@
 // are matrix products over channels, one for each of these points.
 #pragma once
 
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/conv_table.h"
 #include "cpu/kernels/loops.h"
+#include "math/compute_type.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

@@ -1,10 +1,10 @@
 // Elementwise kernels over contiguous memory, for the width that FASTACT_ISA chose.
 #pragma once
 
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/kernel_table.h"
 #include "cpu/kernels/loops.h"
 #include "math/activations.h"
+#include "math/compute_type.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

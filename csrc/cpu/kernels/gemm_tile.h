@@ -13,8 +13,9 @@
 
 #include <type_traits>
 
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/kernel_table.h"
+#include "cpu/simd/width.h"
+#include "math/compute_type.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

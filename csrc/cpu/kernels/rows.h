@@ -2,8 +2,8 @@
 // and of columns.
 #pragma once
 
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/loops.h"
+#include "math/compute_type.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {

@@ -4,9 +4,9 @@
 
 #include <type_traits>
 
-#include "cpu/kernels/compute_type.h"
 #include "cpu/kernels/kernel_table.h"
 #include "cpu/kernels/loops.h"
+#include "math/compute_type.h"
 #include "math/exp.h"
 #include "math/log.h"
 

@@ -3,23 +3,13 @@
 #pragma once
 
 #include "cuda/kernels/platform.h"
+#include "math/compute_type.h"
 #include "math/half.h"
 #include "math/scalar.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
-
-template <class T>
-struct ComputeType {
-  using type = float;
-};
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-template <class T>
-using compute_t = typename ComputeType<T>::type;
 
 // The widest access that a thread makes, and how many elements it holds.
 constexpr int kAccessBytes = 16;

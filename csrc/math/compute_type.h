@@ -2,7 +2,7 @@
 // float, and rounded once by the store.
 #pragma once
 
-#include "cpu/simd/width.h"
+#include "math/config.h"
 
 namespace fastact {
 inline namespace FASTACT_ISA {
