@@ -164,14 +164,16 @@ Tensor conv_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& 
   check_packed_conv(packed, weight, geometry);
   const Epilogue epilogue("conv", activation, parameters, slope);
   check_conv("conv", input, weight, bias, geometry);
-  const ConvAlgorithm algorithm = packed_algorithm(packed, weight, geometry);
-  if (algorithm == ConvAlgorithm::kNone || input.numel() == 0 || !lies_for_engines(weight) ||
-      !covered(input, weight, bias)) {
-    return conv_cpu(input, weight, bias, stride, padding, dilation, std::move(groups), activation,
-                    parameters, slope, residual, /*save_output=*/true);
+  if (!covered(input, weight, bias)) {
+    return compose_conv(input, weight, bias, stride, padding, dilation, std::move(groups),
+                        activation, parameters, slope, residual, /*save_output=*/true);
   }
+  const ConvAlgorithm algorithm = packed_algorithm(packed, weight, geometry);
+  const bool reads =
+      algorithm != ConvAlgorithm::kNone && input.numel() > 0 && lies_for_engines(weight);
   return std::get<0>(forward(input, weight, bias, geometry, value_or_undefined(residual), epilogue,
-                             /*training=*/false, {packed.const_data_ptr(), algorithm}));
+                             /*training=*/false,
+                             reads ? Packed{packed.const_data_ptr(), algorithm} : Packed()));
 }
 
 namespace {

@@ -83,13 +83,10 @@ void check_packed_conv(const Tensor& packed, const Tensor& weight, const ConvGeo
       packed.sym_numel() == 0) {
     return;
   }
-  for (const Winograd setting : {Winograd::kOff, Winograd::kSafe, Winograd::kFast}) {
-    if (packed.is_contiguous() && packed.sym_numel() == packed_bytes(weight, geometry, setting)) {
-      return;
-    }
-  }
-  TORCH_CHECK(false, op, "packed: expected what pack_conv() returns of weight, got ",
-              packed.sym_numel(), " bytes");
+  TORCH_CHECK(
+      packed.is_contiguous() && packed_algorithm(packed, weight, geometry) != ConvAlgorithm::kNone,
+      op, "packed: expected what pack_conv() returns of weight, got ", packed.sym_numel(),
+      " bytes");
 }
 
 namespace {
