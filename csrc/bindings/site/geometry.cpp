@@ -1,6 +1,7 @@
 #include "bindings/site/geometry.h"
 
 #include "bindings/function.h"
+#include "ops/conv/conv.h"
 
 namespace fastact::site {
 namespace {
@@ -67,21 +68,19 @@ bool fits_result(const Tensor& other, const Tensor& value, const Tensor& weight,
     return false;
   }
   for (int64_t i = 0; i < weight.dim() - 2; ++i) {
-    const c10::SymInt span = geometry.dilation[i] * (weight.sym_size(i + 2) - 1) + 1;
-    const c10::SymInt steps =
-        (value.sym_size(i + 2) + 2 * geometry.padding[i] - span) / geometry.stride[i];
-    if (other.sym_size(i + 2) != steps + 1) {
+    if (other.sym_size(i + 2) !=
+        conv_output_size<c10::SymInt>(value.sym_size(i + 2), weight.sym_size(i + 2),
+                                      geometry.stride[i], geometry.padding[i],
+                                      geometry.dilation[i])) {
       return false;
     }
   }
-  if (weight.dim() != 4) {
-    return other.is_contiguous() &&
-           (weight.dim() == 3 || !other.is_contiguous(at::MemoryFormat::ChannelsLast3d));
-  }
-  const bool last = value.suggest_memory_format() == at::MemoryFormat::ChannelsLast ||
-                    weight.suggest_memory_format() == at::MemoryFormat::ChannelsLast;
-  return other.is_contiguous() == !last &&
-         other.is_contiguous(at::MemoryFormat::ChannelsLast) == last;
+  // In that order alone: of a single channel or pixel both may be said.
+  const at::MemoryFormat last =
+      weight.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+  const bool is_last = weight.dim() == 4 && conv_memory_format(value, weight) == last;
+  return other.is_contiguous() != is_last &&
+         (weight.dim() == 3 || other.is_contiguous(last) == is_last);
 }
 
 }  // namespace fastact::site

@@ -14,11 +14,6 @@ namespace {
 // Above any size of an image; below it, the sizes of outputs cannot overflow.
 constexpr int64_t kMostOfGeometry = int64_t{1} << 31;
 
-// Elements of a padded image that a kernel spans.
-c10::SymInt kernel_extent(const Tensor& weight, const ConvGeometry& geometry, int64_t i) {
-  return geometry.dilation[i] * (weight.sym_size(i + 2) - 1) + 1;
-}
-
 }  // namespace
 
 ConvGeometry conv_geometry(const OperatorName& op, const Tensor& weight, c10::SymIntArrayRef stride,
@@ -76,7 +71,7 @@ void check_conv(const OperatorName& op, const Tensor& input, const Tensor& weigh
     TORCH_CHECK(weight.sym_size(i + 2) > 0, op, "weight: expected a kernel that is not empty, got ",
                 "shape ", weight.sym_sizes());
     const c10::SymInt padded = input.sym_size(i - dims) + 2 * geometry.padding[i];
-    const c10::SymInt extent = kernel_extent(weight, geometry, i);
+    const c10::SymInt extent = conv_extent(weight.sym_size(i + 2), geometry.dilation[i]);
     TORCH_CHECK(padded >= extent, op, "input: expected at least ", extent,
                 " elements with padding along dimension ", input.dim() + i - dims,
                 ", which the kernel spans, got ", padded);
@@ -123,28 +118,11 @@ c10::SymDimVector conv_output_sizes(const Tensor& input, const Tensor& weight,
   const bool no_channels = TORCH_GUARD_OR_FALSE(weight.sym_size(1).sym_eq(0));
   sizes.push_back(no_channels ? c10::SymInt(0) : weight.sym_size(0));
   for (int64_t i = 0; i < dims; ++i) {
-    const c10::SymInt padded = input.sym_size(i - dims) + 2 * geometry.padding[i];
-    sizes.push_back((padded - kernel_extent(weight, geometry, i)) / geometry.stride[i] + 1);
+    sizes.push_back(conv_output_size(input.sym_size(i - dims), weight.sym_size(i + 2),
+                                     geometry.stride[i], geometry.padding[i],
+                                     geometry.dilation[i]));
   }
   return sizes;
-}
-
-at::MemoryFormat conv_memory_format(const Tensor& batched_input, const Tensor& weight) {
-  if (TORCH_GUARD_OR_FALSE(batched_input.sym_numel().sym_eq(0))) {
-    return at::MemoryFormat::Contiguous;
-  }
-  const auto is = [&](at::MemoryFormat format) {
-    return batched_input.suggest_memory_format() == format ||
-           weight.suggest_memory_format() == format;
-  };
-  if (weight.dim() == 4 && is(at::MemoryFormat::ChannelsLast)) {
-    return at::MemoryFormat::ChannelsLast;
-  }
-  if (weight.dim() == 5 && weight.scalar_type() == at::kFloat &&
-      is(at::MemoryFormat::ChannelsLast3d)) {
-    return at::MemoryFormat::ChannelsLast3d;
-  }
-  return at::MemoryFormat::Contiguous;
 }
 
 bool fits_conv_output(const Tensor& residual, const Tensor& input, const Tensor& weight,

@@ -73,10 +73,38 @@ void check_conv_backward(const Epilogue& epilogue, const Tensor& grad, const Opt
 // size.
 void check_packed_conv(const Tensor& packed, const Tensor& weight, const ConvGeometry& geometry);
 
-// Of operands that fit: the output's shape, and the memory format that PyTorch gives it.
+// Along one dimension: what a kernel spans of the input, and the output's size.
+template <class N>
+N conv_extent(const N& kernel, const N& dilation) {
+  return dilation * (kernel - 1) + 1;
+}
+template <class N>
+N conv_output_size(const N& input, const N& kernel, const N& stride, const N& padding,
+                   const N& dilation) {
+  return (input + padding * 2 - conv_extent(kernel, dilation)) / stride + 1;
+}
+
+// Of operands that fit: the output's shape, and the memory format that PyTorch gives it. (That is
+// inline for the bindings, which see no symbol of this library.)
 c10::SymDimVector conv_output_sizes(const Tensor& input, const Tensor& weight,
                                     const ConvGeometry& geometry);
-at::MemoryFormat conv_memory_format(const Tensor& batched_input, const Tensor& weight);
+inline at::MemoryFormat conv_memory_format(const Tensor& batched_input, const Tensor& weight) {
+  if (TORCH_GUARD_OR_FALSE(batched_input.sym_numel().sym_eq(0))) {
+    return at::MemoryFormat::Contiguous;
+  }
+  const auto is = [&](at::MemoryFormat format) {
+    return batched_input.suggest_memory_format() == format ||
+           weight.suggest_memory_format() == format;
+  };
+  if (weight.dim() == 4 && is(at::MemoryFormat::ChannelsLast)) {
+    return at::MemoryFormat::ChannelsLast;
+  }
+  if (weight.dim() == 5 && weight.scalar_type() == at::kFloat &&
+      is(at::MemoryFormat::ChannelsLast3d)) {
+    return at::MemoryFormat::ChannelsLast3d;
+  }
+  return at::MemoryFormat::Contiguous;
+}
 
 inline bool has_batch(const Tensor& input, const Tensor& weight) {
   return input.dim() == weight.dim();

@@ -23,7 +23,7 @@ std::optional<ConvProblem> conv_problem(at::IntArrayRef sizes, at::MemoryFormat 
                number(geometry.stride[dim]),
                number(geometry.padding[dim]),
                number(geometry.dilation[dim])};
-    a.output = (a.input + 2 * a.padding - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
+    a.output = conv_output_size(a.input, a.kernel, a.stride, a.padding, a.dilation);
     return a;
   };
   ConvProblem p{};
