@@ -200,7 +200,7 @@ def _conv(
     groups: Any,
     *after: Any,
 ) -> Any:
-    function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
+    function = getattr(F, f"conv{weight.dim() - 2}d")
     return _followed(function(input, weight, bias, stride, padding, dilation, groups), *after)
 
 

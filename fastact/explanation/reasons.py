@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
-from fastact import functional
+from fastact import functional, layers
 from fastact.activations import REGISTRY
 from fastact.conversion.links import (
     LAYER_TYPES,
@@ -36,10 +36,7 @@ ALGORITHMS = {
 }
 
 # The fused layers, and what else decides on the algorithm.
-_GEOMETRY: dict[str, tuple[str, ...]] = {
-    "linear": (),
-    "conv": ("stride", "padding", "dilation", "groups"),
-}
+_GEOMETRY = {row.name: row.geometry for row in layers.LAYERS.values()}
 
 # ATen operators that are called otherwise than the function of fastact.functional.
 _FUNCTIONS = {
