@@ -3,7 +3,7 @@ which algorithms may compute."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ def set_winograd(setting: str) -> None:
     """Says by which of Winograd's algorithms 3x3 convolutions of stride 1 may be computed.
 
     Args:
-        setting: "off": by none. "safe": by F(2x2, 3x3), whose error is at most about that of
-            PyTorch's own convolution; the default. "fast": by F(4x4, 3x3), too, which takes fewer
-            operations and has three times the error.
+        setting: "off": by none. "safe": by F(2x2, 3x3), whose error is below that of PyTorch's own
+            convolution on normal numbers; the default. "fast": by F(4x4, 3x3), too, which takes
+            fewer operations and has three times the error of F(2x2, 3x3).
 
     It is one setting of the process, for functions, modules and converted models. docs/conv.md has
     the errors.
@@ -50,6 +50,13 @@ def check_dimension(op: str, activation: Any, params: Mapping[str, Any]) -> None
         )
 
 
+def same_padding(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What padding="same" means, by dimension: the zeros on both sides, and the one more at the end
+    that an even kernel may need."""
+    totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    return [total // 2 for total in totals], [total % 2 for total in totals]
+
+
 def _each(value: Any, dims: int) -> tuple[Any, ...]:
     """Of a stride or dilation, one number for each dimension."""
     each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
@@ -70,13 +77,10 @@ def _named_padding(
         raise RuntimeError(
             f"fastact.{op}(): padding: expected numbers where stride is not 1, got 'same'"
         )
-    totals = [
-        step * (size - 1)
-        for step, size in zip(_each(dilation, dims), weight.shape[2:], strict=True)
-    ]
-    if any(total % 2 for total in totals):
-        input = F.pad(input, [side for total in reversed(totals) for side in (0, total % 2)])
-    return input, tuple([total // 2 for total in totals])
+    padding, more = same_padding(weight.shape[2:], _each(dilation, dims))
+    if any(more):
+        input = F.pad(input, [side for one in reversed(more) for side in (0, one)])
+    return input, tuple(padding)
 
 
 def convolve(

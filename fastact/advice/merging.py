@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastact.convolution import same_padding
 from fastact.nn import Linear
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -176,8 +177,8 @@ def _padding(conv: Any) -> tuple[int, ...] | None:
         return tuple(conv.padding)
     if conv.padding == "valid":
         return (0,) * len(conv.kernel_size)
-    totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return None if any(t % 2 for t in totals) else tuple(t // 2 for t in totals)
+    sides, more = same_padding(conv.kernel_size, conv.dilation)
+    return None if any(more) else tuple(sides)
 
 
 # ---- one layer of two --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from fastact.convolution import same_padding
 from fastact.layers import Layer
 
 
@@ -32,10 +33,10 @@ def geometry_of(row: Layer, layer: torch.nn.Module) -> tuple[Any, ...] | None:
         weight = layer._parameters.get("weight")
         if stride != (1,) * dims or weight is None or weight.dim() != dims + 2:
             return None
-        totals = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
-        if any(total % 2 for total in totals):
+        sides, more = same_padding(weight.shape[2:], dilation)
+        if any(more):
             return None
-        padding = tuple([total // 2 for total in totals])
+        padding = tuple(sides)
     return (stride, padding, dilation, groups) if _are_numbers(padding, dims) else None
 
 
