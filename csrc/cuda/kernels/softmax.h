@@ -172,6 +172,11 @@ struct OnlineSum {
   }
 };
 
+// The least number of blocks of a multiprocessor, for __launch_bounds__. Told nothing (0),
+// ptxas 13.0 spills float64 kernels, and on sm_100 long rows of every type; told 1, it does not.
+template <class C>
+constexpr int kMinSoftmaxBlocks = sizeof(C) == sizeof(double) ? 1 : 0;
+
 // ---- rows in registers: kThreads threads hold kAccesses accesses each ---------------------------
 
 // A warp has its row to itself; blocks of four of them.
@@ -179,7 +184,7 @@ template <int kThreads>
 constexpr int kRowsOfBlock = kThreads == kWarp ? 4 : 1;
 
 template <class T, int kCount, int kThreads, int kAccesses>
-__global__ void __launch_bounds__(kThreads* kRowsOfBlock<kThreads>)
+__global__ void __launch_bounds__(kThreads* kRowsOfBlock<kThreads>, kMinSoftmaxBlocks<T>)
     softmax_rows(const T* x, T* y, int64_t rows, SoftmaxArguments<T> a) {
   using C = compute_t<T>;
   constexpr int kWarps = kThreads / kWarp;
@@ -217,7 +222,7 @@ __global__ void __launch_bounds__(kThreads* kRowsOfBlock<kThreads>)
 }
 
 template <class T, int kCount, int kThreads, int kAccesses>
-__global__ void __launch_bounds__(kThreads* kRowsOfBlock<kThreads>)
+__global__ void __launch_bounds__(kThreads* kRowsOfBlock<kThreads>, kMinSoftmaxBlocks<T>)
     softmax_rows_backward(const T* grad, const T* y, T* dx, int64_t rows, SoftmaxArguments<T> a) {
   using C = compute_t<T>;
   using V = Values<T, kCount>;
@@ -258,10 +263,10 @@ __global__ void __launch_bounds__(kThreads* kRowsOfBlock<kThreads>)
 
 // ---- longer rows, read twice -------------------------------------------------------------------
 
-constexpr int kLongThreads = 1024;
+constexpr int kLongThreads = 512;
 
 template <class T, int kCount>
-__global__ void __launch_bounds__(kLongThreads)
+__global__ void __launch_bounds__(kLongThreads, 1)
     softmax_long_rows(const T* x, T* y, SoftmaxArguments<T> a) {
   using C = compute_t<T>;
   const int64_t row = blockIdx.x;
@@ -287,7 +292,7 @@ __global__ void __launch_bounds__(kLongThreads)
 }
 
 template <class T, int kCount>
-__global__ void __launch_bounds__(kLongThreads)
+__global__ void __launch_bounds__(kLongThreads, 1)
     softmax_long_rows_backward(const T* grad, const T* y, T* dx, SoftmaxArguments<T> a) {
   using C = compute_t<T>;
   using V = Values<T, kCount>;
@@ -322,16 +327,18 @@ __global__ void __launch_bounds__(kLongThreads)
 // ---- the choice --------------------------------------------------------------------------------
 
 // f(threads, elements that each keeps) for the first shape that holds a row, zeros if none does. Of
-// 1,024 threads each has 64 registers: enough for 16 floats, or 8 doubles or pairs.
+// 512 threads each has 128 registers: enough for 32 floats, 16 doubles or pairs, 8 pairs of
+// doubles.
 template <int kOperands, class T, class F>
 void with_row_shape(int64_t length, const F& f) {
   using std::integral_constant;
   constexpr integral_constant<int, kWarp> warp;
   constexpr integral_constant<int, 256> some;
-  constexpr integral_constant<int, 1024> all;
+  constexpr integral_constant<int, 512> all;
   constexpr integral_constant<int, 8> few;
   constexpr integral_constant<int, 16> many;
-  constexpr integral_constant<int, kOperands * sizeof(compute_t<T>) == sizeof(float) ? 16 : 8> most;
+  constexpr int kBytes = kOperands * sizeof(compute_t<T>);
+  constexpr integral_constant<int, 128 / kBytes> most;
   if (length <= warp * few) return f(warp, few);
   if (length <= warp * many) return f(warp, many);
   if (length <= some * many) return f(some, many);

@@ -48,7 +48,7 @@ __device__ __forceinline__ void reduce_tile(C (&v)[kCount], int x, int y) {
 
 // kKept: how many elements of a column a thread keeps, 0 where they are read again.
 template <class T, int kCount, int kKept>
-__global__ void __launch_bounds__(kTileColumns* kTileRows)
+__global__ void __launch_bounds__(kTileColumns* kTileRows, kMinSoftmaxBlocks<T>)
     softmax_columns(const T* x, T* y, int64_t length, int64_t inner, unsigned tiles,
                     compute_t<T> scale, bool log) {
   using C = compute_t<T>;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kTileColumns* kTileRows)
 }
 
 template <class T, int kCount, int kKept>
-__global__ void __launch_bounds__(kTileColumns* kTileRows)
+__global__ void __launch_bounds__(kTileColumns* kTileRows, kMinSoftmaxBlocks<T>)
     softmax_columns_backward(const T* grad, const T* y, T* dx, int64_t length, int64_t inner,
                              unsigned tiles, compute_t<T> scale, bool log) {
   using C = compute_t<T>;
