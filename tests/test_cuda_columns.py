@@ -6,11 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from emulated import complaints, each_dtype, each_fault, numbers
 
 from tools.cuda_emulator import DTYPES, SEEDS, Fault, Session, build
 
 SUM_DTYPE = {torch.float64: torch.float64}  # else float32
-IDS = [str(dtype) for dtype in DTYPES]
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,6 @@ def close(result, truth, count=1):
     torch.testing.assert_close(
         result.double(), truth.double(), rtol=4 * epsilon, atol=4 * epsilon + 2 * count * partial
     )
-
-
-def numbers(*shape, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def rows_of(shape, slopes):
@@ -94,7 +89,7 @@ def prelu_truth(grad, x, slope):
     return y.detach(), *torch.autograd.grad(y, (wide_x, wide_slope), grad.double())
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize(("shape", "slopes"), PRELU, ids=str)
 def test_prelu(library, index, shape, slopes):
     sums = []
@@ -125,7 +120,7 @@ ACTIVATIONS = [lambda z: z, F.relu, F.gelu]
 SHAPES = [(3, 8), (70, 24), (5, 37), (600, 16)]
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("activation", range(3), ids=["none", "relu", "gelu"])
 def test_epilogue(library, activation, index):
     dtype = DTYPES[index]
@@ -174,7 +169,7 @@ def run_epilogue_backward(library, activation, index, shape, seed, offset=0):
     return session, dz, dbias, truth
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("activation", [1, 2], ids=["relu", "gelu"])
 def test_epilogue_backward(library, activation, index):
     for shape in SHAPES:
@@ -193,7 +188,7 @@ def test_epilogue_backward(library, activation, index):
         assert all(torch.equal(sums[0], other) for other in sums)
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 def test_bias_backward(library, index):
     for shape in [*SHAPES, (0, 8)]:
         rows, columns = shape
@@ -244,11 +239,7 @@ def notice(library) -> str:
     noticed = ""
 
     def compare(result, truth, count):
-        try:
-            close(result, truth, count)
-        except AssertionError:
-            return "values\n"
-        return ""
+        return complaints([lambda: close(result, truth, count)])
 
     for seed, (shape, slopes) in enumerate([*PRELU[:6], PRELU[1]]):  # the last: misaligned
         session, x, slope, y = run_prelu(library, 0, shape, slopes, seed)
@@ -273,10 +264,6 @@ def test_nothing_is_noticed_without_a_fault(library):
     assert not notice(library)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[] if i < 1 else [pytest.mark.slow]) for i, f in enumerate(FAULTS)],
-    ids=str,
-)
+@each_fault(FAULTS)
 def test_faults_are_noticed(fault):
     assert notice(build("columns", fault, few=True))

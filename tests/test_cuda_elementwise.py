@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from emulated import each_dtype, each_fault
 
 from fastact.activations import REGISTRY
 from fastact.testing.accuracy import DEFAULT_CASES, exact, saves_output
@@ -122,7 +123,7 @@ def gated_truth(gate, x):
     return first * torch.sigmoid(second) if gate == 0 else GATES[gate](first) * second
 
 
-@pytest.mark.parametrize("index", range(4), ids=lambda i: str(DTYPES[i]))
+@each_dtype
 @pytest.mark.parametrize("gate", range(4), ids=["glu", "swiglu", "geglu", "reglu"])
 def test_gated(library, gate, index):
     for seed in SEEDS:
@@ -205,10 +206,6 @@ def test_nothing_is_noticed_without_a_fault(library):
     assert not notice(library)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[] if i < 1 else [pytest.mark.slow]) for i, f in enumerate(FAULTS)],
-    ids=str,
-)
+@each_fault(FAULTS)
 def test_faults_are_noticed(fault):
     assert notice(build("elementwise", fault, few=True))

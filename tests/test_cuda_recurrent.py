@@ -3,12 +3,14 @@ on the host by an emulator (tools/cuda_emulator.py)."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from emulated import complaints, each_dtype, each_fault, numbers
 
 from tools.cuda_emulator import DTYPES, SEEDS, Fault, Session, build
 
-IDS = [str(dtype) for dtype in DTYPES]
 # Rows and units: whole accesses, others, more than a block.
 SHAPES = [(3, 24), (5, 7), (33, 40), (1, 1)]
 
@@ -21,11 +23,6 @@ def library():
 def close(result, truth):
     epsilon = torch.finfo(result.dtype).eps
     torch.testing.assert_close(result.double(), truth, rtol=16 * epsilon, atol=8 * epsilon)
-
-
-def numbers(*shape, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def sums_of(session, rows, units, gates, dtype):
@@ -152,21 +149,21 @@ def check_gru(library, index, shape, seed):
     close(dh_before, d * z)
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_rnn(library, index, shape):
     for seed in SEEDS:
         check_rnn(library, index, shape, seed, is_tanh=seed % 2 == 0)
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_lstm(library, index, shape):
     for seed in SEEDS:
         check_lstm(library, index, shape, seed)
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gru(library, index, shape):
     for seed in SEEDS:
@@ -219,29 +216,22 @@ FAULTS = [
 
 
 def notice(library) -> str:
-    noticed = ""
-    for seed, shape in [(0, (3, 24)), (1, (5, 7)), (2, (5, 7)), (3, (3, 24))]:
-        checks = [
-            lambda s=seed, p=shape: check_rnn(library, 0, p, s, is_tanh=s == 0),
-            lambda s=seed, p=shape: check_lstm(library, 0, p, s),
-            lambda s=seed, p=shape: check_gru(library, 0, p, s),
-        ]
-        for check in checks:
-            try:
-                check()
-            except AssertionError as error:
-                noticed += str(error) + "\n"
-    return noticed
+    cases = [(0, (3, 24)), (1, (5, 7)), (2, (5, 7)), (3, (3, 24))]
+    return complaints(
+        check
+        for s, shape in cases
+        for check in (
+            partial(check_rnn, library, 0, shape, s, is_tanh=s == 0),
+            partial(check_lstm, library, 0, shape, s),
+            partial(check_gru, library, 0, shape, s),
+        )
+    )
 
 
 def test_nothing_is_noticed_without_a_fault(library):
     assert not notice(library)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[] if i < 1 else [pytest.mark.slow]) for i, f in enumerate(FAULTS)],
-    ids=str,
-)
+@each_fault(FAULTS)
 def test_faults_are_noticed(fault):
     assert notice(build("recurrent", fault, few=True))

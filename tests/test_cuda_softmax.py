@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
+from emulated import complaints, each_dtype, each_fault, few_dtypes, numbers
 
 from tools.cuda_emulator import DTYPES, SEEDS, Fault, Session, build
 
-IDS = [str(dtype) for dtype in DTYPES]
 NONE, ADDED, BOOLEAN, CAUSAL = range(4)
 
 
@@ -26,17 +26,11 @@ def close(result, truth):
     )
 
 
-def numbers(*shape, dtype, seed=0, scale=3.0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
-    return x.to(dtype)
-
-
 def truth_of(z, dim, log):
     return (torch.log_softmax if log else torch.softmax)(z, dim)
 
 
-# Rows for a warp, with one access a thread and more; for a block of 256 threads and of 1,024; for
+# Rows for a warp, with one access a thread and more; for a block of 256 threads and of 512; for
 # the online kernel. Of whole accesses, and others.
 LENGTHS = [(5, 1), (6, 8), (3, 67), (5, 200), (3, 512), (2, 501), (2, 1024), (2, 999)]
 LONG = [(2, 4104), (1, 8200), (1, 17000), (1, 16401)]
@@ -46,7 +40,7 @@ def rows_case(library, index, shape, seed, scale, log):
     rows, length = shape
     dtype = DTYPES[index]
     session = Session(library, seed, seed // 4 % 2)
-    x = session.input("x", numbers(rows, length, dtype=dtype))
+    x = session.input("x", numbers(rows, length, dtype=dtype, scale=3.0))
     y = session.output("y", x.shape, dtype)
     library.call("test_softmax", index, x, y, rows, length, scale, log, NONE, None, [1, 1, 0, 0])
     reads = 2 if length > 1024 * 16 else 1
@@ -58,7 +52,7 @@ def rows_case(library, index, shape, seed, scale, log):
     bits = y.clone()
 
     session = Session(library, seed, seed // 4 % 2)
-    grad = session.input("grad", numbers(rows, length, dtype=dtype, seed=1, scale=1.0))
+    grad = session.input("grad", numbers(rows, length, dtype=dtype, seed=1))
     y = session.input("y", y)
     dx = session.output("dx", x.shape, dtype)
     library.call(
@@ -84,14 +78,14 @@ def rows_case(library, index, shape, seed, scale, log):
     return bits
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("shape", LENGTHS, ids=str)
 def test_rows(library, index, shape):
     results = [rows_case(library, index, shape, s, [1.0, -0.5][s % 2], s % 4 > 1) for s in SEEDS]
     assert len(results) == len(SEEDS)
 
 
-@pytest.mark.parametrize("index", [0, 2], ids=[IDS[0], IDS[2]])
+@few_dtypes
 @pytest.mark.parametrize("shape", LONG, ids=str)
 def test_long_rows(library, index, shape):
     same = [rows_case(library, index, shape, seed, 1.0, False) for seed in (0, 1)]
@@ -117,7 +111,7 @@ def test_special_values(library, length):
         close(y, truth_of(x.double(), -1, log))
 
 
-@pytest.mark.parametrize("index", [0, 2], ids=[IDS[0], IDS[2]])
+@few_dtypes
 @pytest.mark.parametrize("kind", [ADDED, BOOLEAN, CAUSAL], ids=["added", "boolean", "causal"])
 @pytest.mark.parametrize("length", [9, 64, 520])
 def test_masks(library, index, kind, length):
@@ -126,14 +120,14 @@ def test_masks(library, index, kind, length):
     for seed in SEEDS if length < 500 else range(2):
         per_batch = seed % 2 == 1
         session = Session(library, seed)
-        x = session.input("x", numbers(batch, rows, length, dtype=dtype))
+        x = session.input("x", numbers(batch, rows, length, dtype=dtype, scale=3.0))
         shape = (batch, 1, length) if per_batch else (1, rows, length)
-        keep = numbers(*shape, dtype=torch.float64, seed=seed) > -1
+        keep = numbers(*shape, dtype=torch.float64, seed=seed, scale=3.0) > -1
         keep[..., 0] = True
         mask, dims = None, [rows, batch, 0 if per_batch else length, length if per_batch else 0]
         z = x.double() * 0.5
         if kind == ADDED:
-            mask = session.input("mask", numbers(*shape, dtype=dtype, seed=seed))
+            mask = session.input("mask", numbers(*shape, dtype=dtype, seed=seed, scale=3.0))
             z = z + mask.double()
         elif kind == BOOLEAN:
             mask = session.input("mask", keep)
@@ -177,7 +171,7 @@ def test_a_row_that_takes_no_element(library):
 COLUMNS = [(2, 5, 40), (1, 7, 33), (3, 16, 8), (1, 70, 64), (2, 33, 5), (1, 1, 3)]
 
 
-@pytest.mark.parametrize("index", range(4), ids=IDS)
+@each_dtype
 @pytest.mark.parametrize("shape", COLUMNS, ids=str)
 def test_columns(library, index, shape):
     dtype = DTYPES[index]
@@ -186,7 +180,7 @@ def test_columns(library, index, shape):
     for seed in SEEDS:
         log, scale = seed % 2 == 1, 0.5
         session = Session(library, seed, seed // 4)
-        x = session.input("x", numbers(*shape, dtype=dtype))
+        x = session.input("x", numbers(*shape, dtype=dtype, scale=3.0))
         y = session.output("y", shape, dtype)
         library.call("test_along", index, x, y, *shape, scale, log)
         assert not session.reports()
@@ -194,7 +188,7 @@ def test_columns(library, index, shape):
         close(y, truth_of(x.double() * scale, 1, log))
 
         session = Session(library, seed, seed // 4)
-        grad = session.input("grad", numbers(*shape, dtype=dtype, seed=1, scale=1.0))
+        grad = session.input("grad", numbers(*shape, dtype=dtype, seed=1))
         y = session.input("y", y)
         dx = session.output("dx", shape, dtype)
         library.call("test_along_backward", index, grad, y, dx, *shape, scale, log)
@@ -242,7 +236,6 @@ FAULTS = [
 
 
 def notice(library) -> str:
-    noticed = ""
     checks = [
         *(lambda s=shape: rows_case(library, 0, s, 0, 1.0, False) for shape in LENGTHS),
         lambda: rows_case(library, 0, (1, 16401), 0, 1.0, False),
@@ -250,22 +243,13 @@ def notice(library) -> str:
         lambda: test_masks(library, 0, BOOLEAN, 9),
         *(lambda s=shape: test_columns(library, 0, s) for shape in COLUMNS[:4]),
     ]
-    for check in checks:
-        try:
-            check()
-        except AssertionError as error:
-            noticed += str(error) + "\n"
-    return noticed
+    return complaints(checks)
 
 
 def test_nothing_is_noticed_without_a_fault(library):
     assert not notice(library)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[] if i < 1 else [pytest.mark.slow]) for i, f in enumerate(FAULTS)],
-    ids=str,
-)
+@each_fault(FAULTS)
 def test_faults_are_noticed(fault):
     assert notice(build("softmax", fault, few=True))
