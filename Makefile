@@ -15,7 +15,7 @@ CXX_FILES = $(shell find csrc $(wildcard tests) -regex '.*\.\(cpp\|h\|cu\|cuh\)'
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips must not work in one environment; ninja uses every core by itself
 .PHONY: help test test-cuda-build bench accuracy fuzz guide architectures models slow generated peers \
-  lint format wheel sanitize clean
+  coverage lint format wheel sanitize clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ fuzz: .venv/installed .venv/test-tools ## set up, build, call every operator wit
 
 sanitize: .venv/installed ## run the C++ tests of vectors and kernels with two sanitizers: compiles for minutes
 	$(BIN)/python tools/cpp_tests.py --sanitize
+
+coverage: .venv/installed .venv/test-tools .venv/coverage-tools ## build with counters, run the tests, tell which lines ran
+	$(BIN)/python tools/measure_coverage.py $(PYTEST_ARGS)
 
 test-cuda-build: .venv/bin/python ## compile every CUDA kernel with nvcc and inspect what came of it; needs no GPU
 	$(BIN)/python tools/cuda_gate.py

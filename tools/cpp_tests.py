@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 import fastact  # noqa: E402
 
 SOURCES = Path("tests/cpp")
-FAMILIES = ("elementwise", "softmax", "gemm")
+FAMILIES = ("elementwise", "softmax", "gemm", "conv")
 BUILT = Path("build", f"torch-{torch.__version__}-{sys.implementation.cache_tag}")
 
 # Half the time of -O2, to compile; what is tested is compiled as setup.py does.
@@ -59,16 +59,11 @@ class Run:
         return f"{self.program}-{self.isa}"
 
 
-# The programs have run with these alone: those for AVX-512 wait for a processor that has it.
-PROVEN = ("baseline", "avx2")
-
-
 def instruction_sets() -> list[str]:
     """Those that are built and that this processor has (or up to FASTACT_ISA), narrowest first."""
     facts = fastact.info()
     names = list(facts["instruction_sets"])
-    names = names[: names.index(facts["instruction_set"]) + 1]
-    return [name for name in names if name in PROVEN]
+    return names[: names.index(facts["instruction_set"]) + 1]
 
 
 def runs(sanitize: bool = False) -> list[Run]:
@@ -77,7 +72,8 @@ def runs(sanitize: bool = False) -> list[Run]:
     found = [Run("simd", isa, (str(folder / f"simd-{isa}"),)) for isa in instruction_sets()]
     for family in FAMILIES:
         program = str(folder / family)
-        found += [Run(family, isa, (program, isa)) for isa in instruction_sets()]
+        own = {isa for isa, source in _compilations() if Path(source).name.startswith(family)}
+        found += [Run(family, isa, (program, isa)) for isa in instruction_sets() if isa in own]
     return found
 
 
@@ -113,6 +109,7 @@ def build(sanitize: bool = False) -> None:
     folder, extra = ROOT / _folder(sanitize), SANITIZERS if sanitize else []
     compilations, wanted = _compilations(), instruction_sets()
     lines = [f"builddir = {_folder(sanitize)}", RULES]
+    link_flags = [*(SANITIZERS if sanitize else []), *shlex.split(os.environ.get("LDFLAGS", ""))]
 
     def compile_(output: str, source: object, words: list[str]) -> str:
         lines.append(f"build {output}: compile {source}\n  cmd = {shlex.join(words)}")
@@ -129,7 +126,7 @@ def build(sanitize: bool = False) -> None:
         link(
             output,
             [compile_(f"{output}.o", SOURCES / "simd.cpp", flags)],
-            [*_program(command), *extra],
+            [*_program(command), *link_flags],
         )
     for family in FAMILIES:
         objects = []
@@ -146,7 +143,7 @@ def build(sanitize: bool = False) -> None:
         output = f"{_folder(sanitize)}/{family}"
         flags = [*command, "-DFASTACT_ISA=test", *TEST_FLAGS, *extra]
         test = compile_(f"{output}.o", SOURCES / f"{family}.cpp", flags)
-        link(output, [test, *objects], [*_program(command), *extra])
+        link(output, [test, *objects], [*_program(command), *link_flags])
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:

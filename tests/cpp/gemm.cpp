@@ -17,8 +17,6 @@ const GemmKernels& kernels_of() {
   return *kernels[kDtypeOf<T>];
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // `rows` by `columns` elements in walled memory, `row_stride` and `column_stride` apart.
 template <class T>
 struct Matrix {

@@ -44,6 +44,8 @@ struct Tables {
        {&fastact::avx512::family##_float, &fastact::avx512::family##_double, \
         &fastact::avx512_bf16::family##_bfloat16, &fastact::avx512::family##_half}}};
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // ---- dtypes ------------------------------------------------------------------------------------
 
 template <class T>
