@@ -262,10 +262,11 @@ def test_lines_that_lie_otherwise():
 
 def test_the_setting_is_followed():
     """What was packed under another one is packed anew."""
-    model, converted = pair(lambda: nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU()), "inference")
-    x = _images(2, 64)
+    make = lambda: nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU()).double()  # noqa: E731
+    model, converted = pair(make, "inference")
+    x = _images(2, 64).double()
     errors = {}
-    exact = model.double()(x.double())
+    exact = model(x)
     try:
         for setting in ("off", "safe", "fast", "off"):
             fastact.set_winograd(setting)

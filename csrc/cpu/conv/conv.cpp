@@ -15,7 +15,20 @@ bool multiplies_16_bits(Dtype dtype) {
   return does && size_of(dtype) == 2;
 }
 
-ConvAlgorithm winograd_of(const ConvProblem& p, Winograd setting) {
+// F(4x4) takes 2.25 multiplications a pixel where F(2x2) takes 4, but its transformed weight
+// is 2.25 times as large. A weight transformed for one call is worth that from some 1,024 pixels
+// on: with 784, F(4x4) took 0.95 to 1.3 times as long, with 1,568 0.7 to 0.9 times (16 to 512
+// channels). A weight that was transformed before must come from the L3 or from behind it where it
+// is large: of a ResNet-18 one image took 6.9 ms with 512 channels by F(2x2), 7.7 by F(4x4), 8
+// images 39 and 36 (2 threads, Zen 5).
+bool pays_for_larger_tiles(const ConvProblem& p, bool packed) {
+  constexpr int64_t kLeastPixels = 1024;
+  constexpr int64_t kLargestWeight = 1 << 16;  // pairs of channels
+  return packed ? p.out_channels * p.group_channels() <= kLargestWeight
+                : p.images * p.pixels() >= kLeastPixels;
+}
+
+ConvAlgorithm winograd_of(const ConvProblem& p, Winograd setting, bool packed) {
   const auto is_plain = [](const ConvAxis& a) {
     return a.kernel == 3 && a.stride == 1 && a.dilation == 1;
   };
@@ -26,13 +39,17 @@ ConvAlgorithm winograd_of(const ConvProblem& p, Winograd setting) {
       multiplies_16_bits(p.dtype)) {
     return ConvAlgorithm::kNone;
   }
-  return setting == Winograd::kFast ? ConvAlgorithm::kWinograd4 : ConvAlgorithm::kWinograd2;
+  // Who computes in float64 wants digits, and F(2x2) has more of them.
+  const bool may_be_larger = setting == Winograd::kFast || p.dtype != kFloat64;
+  return may_be_larger && pays_for_larger_tiles(p, packed) ? ConvAlgorithm::kWinograd4
+                                                           : ConvAlgorithm::kWinograd2;
 }
 
 // Whether so many pixels are worth transforming a weight for one call. With 512 channels, 49 pixels
-// took 1.05 to 1.3 times as long as PyTorch's, 196 with 256 channels as long (2 threads, Zen 3).
+// took 1.05 to 1.3 times as long as PyTorch's, 196 with 256 channels as long (2 threads, Zen 3); on
+// a Zen 5 196 pixels took 0.34 to 0.58 times as long with 128 channels or more.
 bool pays_for_packing(const ConvProblem& p) {
-  constexpr int64_t kLeastPixels = 256;
+  constexpr int64_t kLeastPixels = 192;
   constexpr int64_t kSmallWeight = 1 << 14;  // pairs of channels, which are transformed in cache
   const int64_t pixels = p.images * p.pixels();
   return pixels >= (p.out_channels * p.group_channels() <= kSmallWeight ? 64 : kLeastPixels);
@@ -47,11 +64,11 @@ ConvAlgorithm conv_algorithm(const ConvProblem& p, Winograd setting) {
   if (pointwise_fits(p)) {
     return ConvAlgorithm::kPointwise;
   }
-  return pays_for_packing(p) ? winograd_of(p, setting) : ConvAlgorithm::kNone;
+  return pays_for_packing(p) ? winograd_of(p, setting, /*packed=*/false) : ConvAlgorithm::kNone;
 }
 
 ConvAlgorithm packed_conv_algorithm(const ConvProblem& p, Winograd setting) {
-  return pointwise_fits(p) ? ConvAlgorithm::kPointwise : winograd_of(p, setting);
+  return pointwise_fits(p) ? ConvAlgorithm::kPointwise : winograd_of(p, setting, /*packed=*/true);
 }
 
 bool conv(const ConvProblem& p, ConvAlgorithm algorithm) {

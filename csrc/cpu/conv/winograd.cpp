@@ -20,6 +20,11 @@ constexpr int64_t kTogether = 96;  // divided by M
 constexpr int64_t kTogetherBesideLargeWeights = 384;
 constexpr int64_t kLargeWeight = int64_t{12} << 20;  // bytes, transformed
 constexpr int64_t kChannelsPacked = 32;              // at a time
+// Channels whose products F(4) adds in one chain. Nearly all of its error comes from these sums,
+// whose terms cancel in the output's transform: in chains of 128 the error is 1.5e-6 of the result
+// (root mean square, 128 channels, positive weights), in chains of 32 8.8e-7, of 16 7.8e-7. They
+// cost 6 % and 14 % of the time (4x128x28, Zen 5).
+constexpr int64_t kChain4 = 32;
 constexpr int64_t kMaxPoints = 36;
 constexpr int64_t kLine = 64;  // bytes
 
@@ -128,11 +133,15 @@ struct Engine {
   }
 
   void multiply(const char* packed, int64_t columns, int64_t count, const Buffers& b) const {
+    const int64_t chain = m == 4 ? kChain4 : channels;
     for (int64_t point = 0; point < points; ++point) {
-      g.tile({b.values + point * b.value_step * compute_size, channels * compute_size,
-              packed + point * point_bytes, panel_bytes, channels, count, static_cast<int>(columns),
-              nullptr, false, /*accumulate=*/false, b.sums + point * b.sum_step * compute_size,
-              whole_registers(columns), nullptr, 0});
+      for (int64_t c = 0; c < channels; c += chain) {
+        g.tile({b.values + (point * b.value_step + c) * compute_size, channels * compute_size,
+                packed + point * point_bytes + c * panel_bytes, panel_bytes,
+                std::min(chain, channels - c), count, static_cast<int>(columns), nullptr, false,
+                /*accumulate=*/c > 0, b.sums + point * b.sum_step * compute_size,
+                whole_registers(columns), nullptr, 0});
+      }
     }
   }
 
