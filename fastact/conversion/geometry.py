@@ -55,6 +55,11 @@ def lies_as_pytorchs(value: Tensor, weight: Tensor) -> bool:
     return weight.is_contiguous() and (weight.dim() == 3 or value.is_contiguous())
 
 
+def is_channels_last(value: Tensor, weight: Tensor) -> bool:
+    """Whether the convolution of images, or their batches, lies so."""
+    return weight.dim() == 4 and torch.channels_last in map(suggest_memory_format, (value, weight))
+
+
 def fits_result(other: Tensor, value: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> bool:
     """Whether ``other`` has that result's shape and lies as it does, so that neither shape nor
     strides of a sum depend on which is added to which."""
@@ -70,7 +75,7 @@ def fits_result(other: Tensor, value: Tensor, weight: Tensor, geometry: tuple[An
     if weight.dim() == 3:
         return other.is_contiguous()
     last = torch.channels_last if weight.dim() == 4 else torch.channels_last_3d
-    is_last = weight.dim() == 4 and last in map(suggest_memory_format, (value, weight))
+    is_last = is_channels_last(value, weight)
     return (
         other.is_contiguous() is not is_last and other.is_contiguous(memory_format=last) is is_last
     )

@@ -35,7 +35,7 @@ class Role(enum.Flag):
 
     NOTHING = 0
     LAYER = enum.auto()
-    FOLLOWER = enum.auto()  # a norm, an activation, an idle dropout, a sum
+    FOLLOWER = enum.auto()  # a norm, an activation, an idle dropout, a sum, a max pool
 
 
 class Epilogue(NamedTuple):
@@ -163,7 +163,7 @@ _BORN = {
     for owner, name in (
         {row.function for row in ACTIVATION_TYPES.values() if row.function}
         | {(F, name) for name in _FUNCTIONS}
-        | {(F, "dropout"), (F, "batch_norm")}
+        | {(F, "dropout"), (F, "batch_norm"), (F, "max_pool2d")}
     )
 }
 
@@ -314,6 +314,75 @@ def of_call(
 
 BARE = {target: of_call(target) for target in CALLS}  # with the input alone
 
+# ---- max pools ---------------------------------------------------------------------------------
+
+
+class Pool(NamedTuple):
+    """A max pool of images, as torch.max_pool2d is told of it: rows and columns."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+
+POOL_TYPES = {torch.nn.MaxPool2d: torch.nn.MaxPool2d.forward}
+_POOL_FUNCTIONS = {F.max_pool2d, torch.max_pool2d}
+_POOL_ARGUMENTS = (*Pool._fields, "return_indices")
+
+
+def pool_from(values: Mapping[str, Any]) -> Pool | None:
+    """Of the arguments after the input, or of a module's attributes."""
+    kernel_size = values.get("kernel_size")
+    stride = values.get("stride")
+    pairs = [
+        (value, value) if type(value) is int else value
+        for value in (
+            kernel_size,
+            kernel_size if stride is None else stride,
+            values.get("padding", 0),
+            values.get("dilation", 1),
+        )
+    ]
+    ceil_mode = values.get("ceil_mode", False)
+    if type(ceil_mode) is not bool or values.get("return_indices", False) is not False:
+        return None
+    if any(type(p) is not tuple or [type(one) for one in p] != [int, int] for p in pairs):
+        return None
+    return Pool(*pairs, ceil_mode)
+
+
+def pool_of_call(
+    target: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = {}
+) -> Pool | None:
+    """The max pool that a call of a function is: with these arguments after the input."""
+    if target not in _POOL_FUNCTIONS or len(args) > len(_POOL_ARGUMENTS):
+        return None
+    given = dict(zip(_POOL_ARGUMENTS, args, strict=False))
+    if given.keys() & kwargs.keys() or kwargs.keys() - set(_POOL_ARGUMENTS):
+        return None
+    return pool_from({**given, **kwargs})
+
+
+def pool_of(
+    f: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = {}
+) -> Pool | str | None:
+    """The max pool that a callable is now, or why it is none that is known; None for others."""
+    if type(f) in _FUNCTION_TYPES and f in _POOL_FUNCTIONS:
+        return pool_of_call(f, args, kwargs) or "it is no max pool of two dimensions by numbers"
+    if type(f) not in POOL_TYPES:
+        return None
+    reason = interference(f, POOL_TYPES[type(f)])
+    if LEFT_OUT in f.__dict__:
+        reason = "left out by filter_fn"
+    if reason is None and not untouched_function(F, "max_pool2d"):
+        reason = "torch.nn.functional.max_pool2d was replaced"
+    if reason is None and (args or kwargs):
+        reason = "it is called with more than its input"
+    return reason or pool_from(f.__dict__) or "it returns indices, or its numbers are no numbers"
+
+
 # ---- what an object is now ---------------------------------------------------------------------
 
 _CALL = Module.__call__
@@ -433,10 +502,12 @@ def role_of(value: Any) -> Role:
     kind = type(value)
     if kind in LAYER_TYPES or getattr(kind, "cls_to_become", None) in LAYER_TYPES:
         return Role.LAYER  # perhaps a lazy one, which becomes it
-    if kind in ACTIVATION_TYPES or kind in IDLE_TYPES or kind in NORM_TYPES:
+    if any(kind in known for known in (ACTIVATION_TYPES, IDLE_TYPES, NORM_TYPES, POOL_TYPES)):
         return Role.FOLLOWER
     if isinstance(value, Module) and foreign(kind):
         return Role.FOLLOWER
-    if is_function(value) and (value in CALLS or value is _DROPOUT or value in SUMS):
+    if is_function(value) and any(
+        value in known for known in (CALLS, {_DROPOUT}, SUMS, _POOL_FUNCTIONS)
+    ):
         return Role.FOLLOWER
     return Role.NOTHING

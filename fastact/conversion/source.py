@@ -277,7 +277,10 @@ class Rewriter(ast.NodeTransformer):
         except (ValueError, TypeError):
             value = MISSING
         if value is not MISSING:
-            plain = isinstance(value, (int, float, str, bytes, type(None), type(...)))
+            plain = all(
+                isinstance(one, (int, float, str, bytes, type(None), type(...)))
+                for one in (value if isinstance(value, tuple) else [value])
+            )
             return Operand(constant=value) if plain else None
         place = path_of(node, self.kind)
         if place is None or ELEMENT in place[1]:

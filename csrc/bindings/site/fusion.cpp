@@ -2,6 +2,7 @@
 
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/max_pool2d.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -11,6 +12,15 @@
 #include "ops/linear/linear.h"
 
 namespace fastact::site {
+
+namespace {
+
+// Whether a transform of torch.func is at work.
+bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+}  // namespace
 
 bool Fusion::needs_grad() const {
   return c10::GradMode::is_enabled() &&
@@ -81,7 +91,7 @@ Look Fusion::take_norm(PyObject* module, NormKind& row) {
   const Names& n = names();
   const Object own = instance_dict(module);
   const int64_t dims = kind->dims + 2;
-  if (!frozen || has_links || epilogue || !own || Py_TYPE(module) != kind->norm ||
+  if (!frozen || has_links || epilogue || pool || !own || Py_TYPE(module) != kind->norm ||
       !is_as_born(Py_TYPE(module), row.born) || !is_undisturbed(own.ptr()) ||
       !row.called.is_untouched() || item(own.ptr(), n.training) != Py_False ||
       value().dim() != dims || needs_grad() || at::autocast::is_autocast_enabled(at::kCPU) ||
@@ -112,7 +122,7 @@ Look Fusion::take_norm(PyObject* module, NormKind& row) {
 }
 
 Look Fusion::take_residual(PyObject* other, bool first) {
-  if (residual || epilogue || !is_plain(other)) {
+  if (residual || epilogue || pool || !is_plain(other)) {
     return Look::kNo;
   }
   const Tensor& tensor = THPVariable_Unpack(other);
@@ -139,7 +149,29 @@ Look Fusion::take_residual(PyObject* other, bool first) {
   return Look::kYes;
 }
 
+bool Fusion::may_turn() const {
+  return frozen && kind->dims == 2 && !needs_grad() && weight().is_cpu() &&
+         !weight().is_inference() && !at::autocast::is_autocast_enabled(at::kCPU) &&
+         !is_transformed() &&
+         (is_turned || conv_memory_format(value(), weight()) == at::MemoryFormat::Contiguous);
+}
+
+Look Fusion::take_pool(const Pool& found) {
+  if (!may_turn()) {
+    return Look::kNo;
+  }
+  pool = found;
+  has_links = true;
+  return Look::kYes;
+}
+
 Look Fusion::take(Found&& found) {
+  if (pool) {
+    return Look::kNo;
+  }
+  if (found.pool) {
+    return take_pool(*found.pool);
+  }
   if (found.get().idle) {
     has_links = true;
     return Look::kYes;
@@ -162,10 +194,12 @@ Look Fusion::take(Found&& found) {
   return Look::kYes;
 }
 
-Tensor Fusion::run(bool saves_output) const {
+Tensor Fusion::run(bool saves_output, bool stays_turned) const {
   static const auto* const none = new Epilogue;
   const Epilogue& after = epilogue ? *epilogue : *none;
-  const Tensor &value = *input, &weight = this->weight();
+  const bool turns = pool || stays_turned || is_turned;
+  const Tensor value = turns ? input->contiguous(at::MemoryFormat::ChannelsLast) : *input;
+  const Tensor& weight = this->weight();
   ActivationName activation;
   if (epilogue) {
     activation = c10::string_view(after.name);
@@ -179,20 +213,26 @@ Tensor Fusion::run(bool saves_output) const {
     }
     return f();
   };
-  const bool transformed =
-      c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  const bool transformed = is_transformed();
   const auto moves = [&](const auto& f) {
     return f(c10::fromIntArrayRefSlow(geometry.stride), c10::fromIntArrayRefSlow(geometry.padding),
              c10::fromIntArrayRefSlow(geometry.dilation), c10::SymInt(geometry.groups));
   };
   const auto run_packed = [&](const Tensor& packed, const Tensor& w, const OptionalTensor& b) {
     return call([&] {
-      return kind->dims ? moves([&](auto... numbers) {
+      if (!kind->dims) {
+        return linear_packed_op.call(value, packed, w, b, activation, after.parameters, after.slope,
+                                     residual);
+      }
+      Tensor result = moves([&](auto... numbers) {
         return conv_packed_op.call(value, packed, w, b, numbers..., activation, after.parameters,
                                    after.slope, residual);
-      })
-                        : linear_packed_op.call(value, packed, w, b, activation, after.parameters,
-                                                after.slope, residual);
+      });
+      if (pool) {
+        result = at::max_pool2d(result, pool->kernel, pool->stride, pool->padding, pool->dilation,
+                                pool->ceil_mode);
+      }
+      return turns && !stays_turned ? turned_back(result) : result;
     });
   };
   if (norm) {
@@ -225,9 +265,9 @@ Tensor Fusion::run(bool saves_output) const {
   });
 }
 
-std::optional<Tensor> try_run(const Fusion& fusion, bool saves_output) {
+std::optional<Tensor> try_run(const Fusion& fusion, bool saves_output, bool stays_turned) {
   try {
-    return fusion.run(saves_output);
+    return fusion.run(saves_output, stays_turned);
   } catch (const c10::Error&) {
     if (at::SavedTensorDefaultHooks::is_enabled() &&
         at::SavedTensorDefaultHooks::get_hooks(true).has_value()) {

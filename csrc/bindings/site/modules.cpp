@@ -127,6 +127,38 @@ Look read_idle(PyObject* module, IdleKind& kind) {
   return Look::kYes;
 }
 
+// A number for both dimensions, or two.
+bool read_pair(PyObject* value, std::array<int64_t, 2>& pair) {
+  const bool is_tuple = value && PyTuple_CheckExact(value);
+  if (!value || (is_tuple && PyTuple_GET_SIZE(value) != 2)) {
+    return false;
+  }
+  for (int i = 0; i < 2; ++i) {
+    Argument<int64_t> number;
+    if (!number.read(is_tuple ? PyTuple_GET_ITEM(value, i) : value)) {
+      return false;
+    }
+    pair[i] = number.value;
+  }
+  return true;
+}
+
+Look read_pool(PyObject* module, PoolKind& kind, Pool& pool) {
+  const Names& n = names();
+  const Object own = instance_dict(module);
+  if (!own || !is_as_born(Py_TYPE(module), kind.born) || !is_undisturbed(own.ptr()) ||
+      !kind.called.is_untouched() || item(own.ptr(), n.return_indices) != Py_False ||
+      !read_pair(item(own.ptr(), n.kernel_size), pool.kernel) ||
+      !read_pair(item(own.ptr(), n.stride), pool.stride) ||
+      !read_pair(item(own.ptr(), n.padding), pool.padding) ||
+      !read_pair(item(own.ptr(), n.dilation), pool.dilation)) {
+    return Look::kNo;
+  }
+  PyObject* const ceil_mode = item(own.ptr(), n.ceil_mode);
+  pool.ceil_mode = ceil_mode == Py_True;
+  return pool.ceil_mode || ceil_mode == Py_False ? Look::kYes : Look::kNo;
+}
+
 // Whether only Python knows what modules of a class are (norms, other libraries' classes). Asked
 // once for each version of a class.
 bool asks_python(PyTypeObject* type) {
@@ -146,8 +178,9 @@ bool asks_python(PyTypeObject* type) {
 
 }  // namespace
 
-Look read_module(PyObject* module, Epilogue& epilogue) {
+Look read_module(PyObject* module, Found& found) {
   Tables& t = tables();
+  Epilogue& epilogue = found.read;
   const auto activation = t.activations.find(Py_TYPE(module));
   if (activation != t.activations.end()) {
     return read_activation(module, activation->second, epilogue);
@@ -156,6 +189,10 @@ Look read_module(PyObject* module, Epilogue& epilogue) {
   if (idle != t.idle.end()) {
     epilogue.idle = true;
     return read_idle(module, idle->second);
+  }
+  const auto pool = t.pools.find(Py_TYPE(module));
+  if (pool != t.pools.end()) {
+    return read_pool(module, pool->second, found.pool.emplace());
   }
   return asks_python(Py_TYPE(module)) ? Look::kPython : Look::kNo;
 }

@@ -31,7 +31,7 @@ bool is_undisturbed(PyObject* own);
 Look surroundings();
 
 // A module that follows a layer.
-Look read_module(PyObject* module, Epilogue& epilogue);
+Look read_module(PyObject* module, Found& found);
 
 // The statistics, weight and bias of a norm, from its dict; null where there is no such entry.
 std::array<PyObject*, 4> norm_tensors(PyObject* own);

@@ -1,6 +1,7 @@
 // What a site was written as: its links and their operands, and how those are read.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "bindings/site/tables.h"
@@ -36,6 +37,7 @@ struct Link {
   Object known_function;
   std::vector<Object> known_arguments;
   Epilogue known;
+  std::optional<Pool> known_pool;
 };
 
 struct SiteObject {

@@ -42,8 +42,18 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return found;
   };
   auto value = pybind11::reinterpret_borrow<Object>(args[1]);
+  // Between two convolutions nobody sees how the value lies.
+  bool is_turned = false;
+  const auto turn_back = [&] {
+    if (is_turned) {
+      value = pybind11::reinterpret_steal<Object>(
+          THPVariable_Wrap(turned_back(THPVariable_Unpack(value.ptr()))));
+      is_turned = false;
+    }
+  };
   // The rest, from these modules on, by Python.
   const auto python = [&](const std::vector<Object>& fetched) {
+    turn_back();
     pybind11::list first;
     for (const Object& module : fetched) {
       first.append(module);
@@ -51,6 +61,7 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return t.run_sequence(first, modules, value, frozen).release().ptr();
   };
   const auto call = [&](const Object& module) {
+    turn_back();
     auto result =
         pybind11::reinterpret_steal<Object>(PyObject_CallOneArg(module.ptr(), value.ptr()));
     if (!result) {
@@ -66,6 +77,7 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Fusion fusion;
     if (look == Look::kYes) {
       look = fusion.take_layer(layer.ptr(), value.ptr(), frozen);
+      fusion.is_turned = is_turned;
     }
     if (look == Look::kPython) {
       return python({layer});
@@ -77,12 +89,14 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
     }
     std::vector<Object> taken;
     bool layer_follows = false;
+    bool images_follow = false;
     while ((following = next())) {
       if (t.layers.count(Py_TYPE(following.ptr()))) {
         // Its operator does not write to its input.
         Fusion unused;
         layer_follows =
             unused.take_layer(following.ptr(), args[1], false) == Look::kYes && is_plain(args[1]);
+        images_follow = layer_follows && unused.kind->dims == fusion.kind->dims;
         break;
       }
       const auto norm = tables().norms.find(Py_TYPE(following.ptr()));
@@ -90,7 +104,7 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
         look = fusion.take_norm(following.ptr(), norm->second);
       } else {
         Found found;
-        look = read_module(following.ptr(), found.read);
+        look = read_module(following.ptr(), found);
         if (look == Look::kYes) {
           look = fusion.take(std::move(found));
         }
@@ -107,8 +121,9 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
       taken.push_back(following);
     }
     std::optional<Tensor> fused;
+    const bool stays_turned = images_follow && fusion.may_turn();
     try {
-      fused = try_run(fusion, layer_follows);
+      fused = try_run(fusion, layer_follows, stays_turned);
     } catch (const AskPython&) {
       std::vector<Object> fetched{layer};
       fetched.insert(fetched.end(), taken.begin(), taken.end());
@@ -118,6 +133,7 @@ PyObject* run_sequence(PyObject*, PyObject* const* args, Py_ssize_t count) {
       return python(fetched);
     }
     if (fused) {
+      is_turned = stays_turned;
       value = pybind11::reinterpret_steal<Object>(THPVariable_Wrap(std::move(*fused)));
     } else {
       call(layer);

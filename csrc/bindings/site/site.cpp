@@ -20,17 +20,21 @@ namespace fastact::site {
 namespace {
 
 bool is_immutable(PyObject* object) {
+  if (PyTuple_CheckExact(object)) {
+    PyObject** const items = &PyTuple_GET_ITEM(object, 0);
+    return std::all_of(items, items + PyTuple_GET_SIZE(object), is_immutable);
+  }
   return object == Py_None || PyBool_Check(object) || PyFloat_CheckExact(object) ||
          PyLong_CheckExact(object) || PyUnicode_CheckExact(object);
 }
 
 // A function or a method with arguments.
-Look classify(Link& link, PyObject* target, const std::vector<Object>& arguments,
-              Epilogue& epilogue) {
+Look classify(Link& link, PyObject* target, const std::vector<Object>& arguments, Found& result) {
   if (link.known_function.ptr() == target && link.known_arguments.size() == arguments.size() &&
       std::equal(arguments.begin(), arguments.end(), link.known_arguments.begin(),
                  [](const Object& a, const Object& b) { return a.ptr() == b.ptr(); })) {
-    epilogue = link.known;
+    result.read = link.known;
+    result.pool = link.known_pool;
     return Look::kYes;
   }
   for (const Object& argument : arguments) {
@@ -51,19 +55,27 @@ Look classify(Link& link, PyObject* target, const std::vector<Object>& arguments
   if (found.is_none()) {
     return Look::kNo;
   }
-  const auto row =
-      found.cast<pybind11::tuple>();  // links.Epilogue: name, parameters, slope, inplace
+  const auto row = found.cast<pybind11::tuple>();
   Epilogue made;
-  made.name = row[0].cast<std::string>();
-  made.idle = made.name.empty();
-  for (const auto number : row[1].cast<pybind11::tuple>()) {
-    made.parameters.push_back(number.cast<double>());
+  std::optional<Pool> pool;
+  if (pybind11::isinstance<pybind11::str>(row[0])) {
+    // links.Epilogue: name, parameters, slope, inplace
+    made.name = row[0].cast<std::string>();
+    made.idle = made.name.empty();
+    for (const auto number : row[1].cast<pybind11::tuple>()) {
+      made.parameters.push_back(number.cast<double>());
+    }
+    made.in_place = row[3].cast<bool>();
+  } else {
+    // links.Pool: kernel, stride, padding, dilation, ceil_mode
+    using Pair = std::array<int64_t, 2>;
+    pool = Pool{row[0].cast<Pair>(), row[1].cast<Pair>(), row[2].cast<Pair>(), row[3].cast<Pair>(),
+                row[4].cast<bool>()};
   }
-  made.in_place = row[3].cast<bool>();
   link.known_function = pybind11::reinterpret_borrow<Object>(target);
   link.known_arguments = arguments;
-  link.known = made;
-  epilogue = made;
+  link.known = result.read = made;
+  link.known_pool = result.pool = pool;
   return Look::kYes;
 }
 
@@ -108,19 +120,19 @@ Look take(const SiteObject& site, Link& link, PyObject* const* values, Fusion& f
                  ? fusion.take_residual(arguments[0].ptr(), false)
                  : Look::kNo;
     }
-    look = classify(link, link.method.ptr(), arguments, found.read);
+    look = classify(link, link.method.ptr(), arguments, found);
   } else if (const auto norm = tables().norms.find(Py_TYPE(callee.ptr()));
              norm != tables().norms.end()) {
     return arguments.empty() ? fusion.take_norm(callee.ptr(), norm->second) : Look::kNo;
   } else if (PyType_IsSubtype(Py_TYPE(callee.ptr()), t.module_type)) {
-    look = arguments.empty() ? read_module(callee.ptr(), found.read) : Look::kNo;
+    look = arguments.empty() ? read_module(callee.ptr(), found) : Look::kNo;
   } else {
     const auto bare = t.functions.find(callee.ptr());
     if (arguments.empty() && bare != t.functions.end()) {
       found.row = &bare->second;
       look = Look::kYes;
     } else if (PyCFunction_Check(callee.ptr()) || PyFunction_Check(callee.ptr())) {
-      look = classify(link, callee.ptr(), arguments, found.read);
+      look = classify(link, callee.ptr(), arguments, found);
     } else {
       look = Look::kNo;
     }
@@ -217,14 +229,14 @@ PyObject* call_site(PyObject* self, PyObject* const* handed, std::size_t flags,
       }
       try {
         if (taken == whole) {
-          fused = try_run(fusion, false);
+          fused = try_run(fusion);
         } else {
           Fusion shorter;
           shorter.take_layer(values[site.layer], values[site.input], site.frozen);
           for (taken = 0; taken < whole; ++taken) {
             take(site, links[taken], values, shorter);
           }
-          fused = try_run(shorter, false);
+          fused = try_run(shorter);
         }
       } catch (const AskPython&) {
         return python();

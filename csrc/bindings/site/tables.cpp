@@ -83,6 +83,13 @@ void set_up(const pybind11::dict& given) {
     kind.called = called_from(row[2]);
     t.norms[type_of(row[0])] = kind;
   }
+  for (const auto one : given["pools"]) {
+    const auto row = one.cast<pybind11::tuple>();
+    PoolKind kind;
+    kind.born.forward = row[1];
+    kind.called = called_from(row[2]);
+    t.pools[type_of(row[0])] = kind;
+  }
   for (const auto one : given["functions"]) {
     const auto row = one.cast<pybind11::tuple>();
     Epilogue epilogue;

@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -64,6 +66,16 @@ struct IdleKind {
   bool is_dropout = false;
 };
 
+// A max pool of images, by its module's class, and what it is told.
+struct PoolKind {
+  Born born;
+  Called called;
+};
+struct Pool {
+  std::array<int64_t, 2> kernel, stride, padding, dilation;
+  bool ceil_mode = false;
+};
+
 // A batch norm that is folded into the layer before it.
 struct NormKind {
   Born born;
@@ -78,6 +90,15 @@ struct Epilogue {
   OptionalTensor slope;
 };
 
+// What a link was found to be: a row of a table, or what was read off it; or a pool.
+struct Found {
+  const Epilogue* row = nullptr;
+  Epilogue read;
+  std::optional<Pool> pool;
+
+  const Epilogue& get() const { return row ? *row : read; }
+};
+
 struct Tables {
   PyTypeObject* module_type = nullptr;
   Object module_call, call_impl, wrapped_call_impl, module_getattr, object_getattribute;
@@ -87,13 +108,14 @@ struct Tables {
   std::unordered_map<PyTypeObject*, ActivationKind> activations;
   std::unordered_map<PyTypeObject*, IdleKind> idle;
   std::unordered_map<PyTypeObject*, NormKind> norms;
+  std::unordered_map<PyTypeObject*, PoolKind> pools;
   std::unordered_map<PyObject*, Epilogue> functions;  // called with the input alone
   std::unordered_map<std::string, Object> methods;    // of Tensor, as PyTorch was born with them
   std::unordered_set<PyObject*> sums;
   std::unordered_set<std::string> keeps_result;
   std::unordered_set<std::string> along_dimension;  // activations that are not elementwise
   Object asks_python;  // of a class: whether only Python can tell what its modules are
-  Object classify;     // the epilogue of a function with these arguments
+  Object classify;     // the epilogue or pool that a function with these arguments is
   Object pack;
   Object fold;
   Object run_sequence;
@@ -126,7 +148,9 @@ struct Names {
       stride{pybind11::str("stride")}, padding{pybind11::str("padding")},
       dilation{pybind11::str("dilation")}, groups{pybind11::str("groups")},
       padding_mode{pybind11::str("padding_mode")}, eps{pybind11::str("eps")},
-      running_mean{pybind11::str("running_mean")}, running_var{pybind11::str("running_var")};
+      kernel_size{pybind11::str("kernel_size")}, ceil_mode{pybind11::str("ceil_mode")},
+      return_indices{pybind11::str("return_indices")}, running_mean{pybind11::str("running_mean")},
+      running_var{pybind11::str("running_var")};
 
   Names() {
     for (Object* one = &forward; one <= &running_var; ++one) {
