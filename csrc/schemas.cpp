@@ -117,15 +117,15 @@ TORCH_LIBRARY(fastact, m) {
       "str? activation, float[] params, bool[5] mask, bool save_output=True) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
   // As pack_linear and linear_packed. `winograd` (none: the setting) decides what is packed, and so
-  // how conv_packed computes.
+  // how conv_packed computes; conv_packed needs it where nothing was packed.
   m.def(
       "pack_conv(Tensor weight, SymInt[1] stride=1, SymInt[1] padding=0, SymInt[1] dilation=1, "
       "SymInt groups=1, str? winograd=None) -> Tensor");
   m.def(
       "conv_packed(Tensor input, Tensor packed, Tensor weight, Tensor? bias=None, "
       "SymInt[1] stride=1, SymInt[1] padding=0, SymInt[1] dilation=1, SymInt groups=1, "
-      "str? activation=None, float[] params=[], Tensor? slope=None, Tensor? residual=None) -> "
-      "Tensor");
+      "str? activation=None, float[] params=[], Tensor? slope=None, Tensor? residual=None, "
+      "str? winograd=None) -> Tensor");
   // The algorithm of conv for these operands (cpu/conv/conv.h), or "aten".
   m.def(
       "conv_algorithm(Tensor input, Tensor weight, SymInt[1] stride=1, SymInt[1] padding=0, "

@@ -15,6 +15,8 @@ from fastact import _C
 from fastact.activations import FUSIBLE
 from fastact.overrides import traced
 
+WINOGRAD_SETTINGS = ("off", "safe", "fast")
+
 
 def set_winograd(setting: str) -> None:
     """Says by which of Winograd's algorithms 3x3 convolutions of stride 1 may be computed.
@@ -25,8 +27,8 @@ def set_winograd(setting: str) -> None:
             the result (root mean square); the default. "fast": by whichever is faster: F(4x4, 3x3)
             in float64, too.
 
-    It is one setting of the process, for functions, modules and converted models. docs/conv.md has
-    the errors.
+    It is one setting of the process, for functions, modules and models converted without one of
+    their own (``convert(model, winograd=...)``). docs/conv.md has the errors.
 
     Raises:
         ValueError: another setting.

@@ -1,6 +1,7 @@
 """Are convolutions of converted models fused with what follows, and is nothing else changed?"""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastact
-from fastact.conversion import packing
+from fastact.conversion import packing, site
 from fastact.testing.conversion import MODES, fused, gradients, pair, with_forward
 
 DIMS = (1, 2, 3)
@@ -275,6 +276,40 @@ def test_the_setting_is_followed():
         fastact.set_winograd("safe")
     assert len({*errors["off"]}) == 1
     assert len({error for found in errors.values() for error in found}) == 3
+
+
+def test_a_setting_of_one_model():
+    """It decides in place of the process's, in copies and pickles too; without one, that does."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 8, 3))
+    model = model.double().eval()
+    x = _images(2, 64, 12).double()
+    exact = model(x)
+    error = {}
+    for setting in (None, "off", "safe", "fast"):
+        converted = fastact.convert(model, winograd=setting)
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(converted)))
+        for process in ("safe", "off", "fast"):
+            try:
+                fastact.set_winograd(process)
+                found = {(one(x) - exact).abs().max().item() for one in (converted, copied)}
+                found |= {converted(x).sub(exact).abs().max().item() for _ in range(2)}
+                with site.observing(lambda *told: None):  # Python decides
+                    found.add((converted(x) - exact).abs().max().item())
+            finally:
+                fastact.set_winograd("safe")
+            assert len(found) == 1
+            error.setdefault(setting or process, set()).update(found)
+        again = fastact.convert(converted, inplace=True)
+        assert (again(x) - exact).abs().max().item() in error["safe"]
+    assert all(len(found) == 1 for found in error.values())
+    assert len(set.union(*error.values())) == 3 and max(set.union(*error.values())) < 1e-12
+    for mode, setting, words in (
+        ("inference", "quick", "expected 'off', 'safe', 'fast' or None, got 'quick'"),
+        ("training", "off", "expected None where mode is 'training', got 'off'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fastact.convert(model, mode=mode, winograd=setting)
 
 
 def test_one_weight_of_two_layers():

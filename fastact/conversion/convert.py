@@ -17,15 +17,19 @@ from fastact.conversion.links import (
     LEFT_OUT,
     RECURRENT,
     TWINS,
+    WINOGRAD,
     Role,
     layer_obstacle,
     recurrent_obstacle,
 )
 from fastact.conversion.shadow import BASE, Method, base_of, class_for, is_frozen, methods_of
 from fastact.conversion.source import Left, Path, Rewritten
+from fastact.convolution import WINOGRAD_SETTINGS
 
 Module = torch.nn.Module
 _MODES = ("inference", "training")
+# What a conversion leaves in the __dict__ of modules.
+_MARKS = (LEFT_OUT, WINOGRAD)
 
 # ---- what is to be done with a model -----------------------------------------------------------
 
@@ -198,6 +202,7 @@ def convert(
     inplace: bool = False,
     dry_run: bool = False,
     use_fallback: bool = True,
+    winograd: str | None = None,
 ) -> Module:
     """The model, with each Linear and what follows it computed by one operator, and each recurrent
     layer and cell.
@@ -227,13 +232,15 @@ def convert(
         inplace: changes the model itself instead of a copy.
         dry_run: prints what would be done, and returns the model untouched.
         use_fallback: False raises where a layer or a method must be left as it is.
+        winograd: "off", "safe" or "fast", what 3x3 convolutions of this model may use in place of
+            what :func:`fastact.set_winograd` says; for inference.
 
     Returns:
         The converted model, an instance of the model's class.
 
     Raises:
         TypeError: model is not a module, or is a compiled one; filter_fn is not callable.
-        ValueError: an unknown mode.
+        ValueError: an unknown mode, or winograd that is none, or is given for training.
         RuntimeError: use_fallback is False and something would be left; model cannot be copied;
             mode is "training" and model was converted for inference.
 
@@ -265,6 +272,9 @@ def convert(
             f"got {type(filter_fn).__name__}"
         )
     frozen = mode == "inference"
+    if winograd not in (None, *(WINOGRAD_SETTINGS if frozen else ())):
+        names = "'off', 'safe', 'fast' or None" if frozen else "None where mode is 'training'"
+        raise ValueError(f"fastact.convert(): winograd: expected {names}, got {winograd!r}")
     if not frozen:
         _check_not_frozen("convert", model, "convert the original")
 
@@ -295,7 +305,7 @@ def convert(
                 f"throughout, got {len(plan.failures)} to be left as they are: {listed}"
             )
         if not dry_run:
-            _carry_out(plan, result, frozen)
+            _carry_out(plan, result, frozen, winograd)
     except BaseException:
         restore()
         raise
@@ -347,29 +357,36 @@ def revert(model: Module) -> Module:
 
 def _state_of(model: Module) -> Callable[[], None]:
     """What puts back all that a conversion changes."""
-    modules = [(m, type(m), m.training, vars(m).get(LEFT_OUT)) for m in model.modules()]
+    modules = [
+        (m, type(m), m.training, {name: vars(m)[name] for name in _MARKS if name in vars(m)})
+        for m in model.modules()
+    ]
     parameters = [(p, p.requires_grad) for p in model.parameters()]
 
     def restore() -> None:
-        for module, kind, training, left_out in modules:
+        for module, kind, training, marks in modules:
             module.__class__ = kind
             vars(module)["training"] = training
-            vars(module).pop(LEFT_OUT, None)
-            if left_out is not None:
-                vars(module)[LEFT_OUT] = left_out
+            for name in _MARKS:
+                vars(module).pop(name, None)
+            vars(module).update(marks)
         for parameter, requires_grad in parameters:
             parameter.requires_grad = requires_grad
 
     return restore
 
 
-def _carry_out(plan: Survey, model: Module, frozen: bool) -> None:
+def _carry_out(plan: Survey, model: Module, frozen: bool, winograd: str | None) -> None:
     if frozen:
         model.eval()
         for parameter in model.parameters():
             parameter.requires_grad = False  # of a lazy layer too
     for module in plan.left_out:
         vars(module)[LEFT_OUT] = True
+    if winograd is not None:
+        for module in model.modules():
+            if type(module) in LAYER_TYPES and LAYER_TYPES[type(module)].row.dims:
+                vars(module)[WINOGRAD] = winograd
     for entry in plan.classes:
         if entry.made is not None:
             for module in entry.modules:
@@ -417,4 +434,5 @@ def _undo(model: Module) -> None:
     """Gives every converted module its class again."""
     for module in model.modules():
         module.__class__ = base_of(module) or type(module)
-        vars(module).pop(LEFT_OUT, None)
+        for name in _MARKS:
+            vars(module).pop(name, None)

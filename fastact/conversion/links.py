@@ -389,6 +389,9 @@ _CALL = Module.__call__
 _CALL_PARTS = {name: getattr(Module, name) for name in ("_call_impl", "_wrapped_call_impl")}
 # In the __dict__ of a module that filter_fn leaves out.
 LEFT_OUT = "_fastact_left_out"
+# In the __dict__ of a convolution: which of Winograd's algorithms it may use in place of what
+# fastact.set_winograd says.
+WINOGRAD = "_fastact_winograd"
 
 
 def interference(module: Module, forward: Callable[..., Any]) -> str | None:

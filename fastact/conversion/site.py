@@ -43,6 +43,7 @@ from fastact.conversion.links import (
     NORM_TYPES,
     POOL_TYPES,
     SUMS,
+    WINOGRAD,
     Epilogue,
     Pool,
     born,
@@ -230,6 +231,8 @@ class Fusion:
         self.row, self.layer, self.value, self.frozen = row, layer, value, frozen
         self.weight, self.bias = own["weight"], own["bias"]
         self.geometry = geometry_of(row, layer) or ()
+        # After the other operands of a convolution, where its weight is packed.
+        self.setting = (layer.__dict__.get(WINOGRAD),) if row.dims else ()
         self.norm: torch.nn.Module | None = None
         self.residual: Tensor | None = None
         self.epilogue: Epilogue | None = None
@@ -375,15 +378,17 @@ class Fusion:
         name, parameters, slope, _ = self.epilogue or (None, (), None, False)
         rest = name, parameters, slope, self.residual
         if self.may_pack(slope):
+            how = *geometry, *self.setting
             if self.norm is None:
-                packed = packing.packed(self.row, weight, geometry)
+                packed = packing.packed(self.row, weight, how)
             else:
-                weight, bias, packed = packing.folded(self.row, weight, bias, self.norm, geometry)
+                weight, bias, packed = packing.folded(self.row, weight, bias, self.norm, how)
             value = self.value
             turns = self.pool is not None or stays_turned or self.is_turned
             if turns:
                 value = value.contiguous(memory_format=torch.channels_last)
-            result = _packed[self.row.name](value, packed, weight, bias, *geometry, *rest)
+            operands = value, packed, weight, bias, *geometry, *rest, *self.setting
+            result = _packed[self.row.name](*operands)
             if self.pool is not None:
                 result = torch.max_pool2d(result, *self.pool)
             return turned_back(result) if turns and not stays_turned else result

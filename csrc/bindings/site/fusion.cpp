@@ -226,7 +226,7 @@ Tensor Fusion::run(bool saves_output, bool stays_turned) const {
       }
       Tensor result = moves([&](auto... numbers) {
         return conv_packed_op.call(value, packed, w, b, numbers..., activation, after.parameters,
-                                   after.slope, residual);
+                                   after.slope, residual, geometry.winograd);
       });
       if (pool) {
         result = at::max_pool2d(result, pool->kernel, pool->stride, pool->padding, pool->dilation,

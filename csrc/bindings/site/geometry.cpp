@@ -35,6 +35,9 @@ Look read_geometry(PyObject* own, int64_t dims, Geometry& geometry) {
     return Look::kNo;
   }
   geometry.groups = number.value;
+  if (PyObject* const winograd = item(own, n.winograd)) {
+    geometry.winograd = pybind11::handle(winograd).cast<std::string>();
+  }
   if (padding && PyUnicode_CheckExact(padding)) {
     return Look::kPython;
   }
@@ -53,7 +56,7 @@ Object geometry_tuple(const Geometry& geometry) {
     return made;
   };
   return pybind11::make_tuple(tuple(geometry.stride), tuple(geometry.padding),
-                              tuple(geometry.dilation), geometry.groups);
+                              tuple(geometry.dilation), geometry.groups, geometry.winograd);
 }
 
 bool lies_as_pytorchs(const Tensor& value, const Tensor& weight) {

@@ -10,17 +10,19 @@ struct Geometry {
   using Numbers = c10::SmallVector<int64_t, 3>;
   Numbers stride, padding, dilation;
   int64_t groups = 1;
+  // The setting that convert() has given the layer, if it has.
+  std::optional<std::string> winograd;
 
   bool operator==(const Geometry& other) const {
     return stride == other.stride && padding == other.padding && dilation == other.dilation &&
-           groups == other.groups;
+           groups == other.groups && winograd == other.winograd;
   }
 };
 
 // From a module's dict. kPython where the padding goes by a name.
 Look read_geometry(PyObject* own, int64_t dims, Geometry& geometry);
 
-// As Python's site hands it on: a tuple, empty without dimensions.
+// As weights are packed with it: a tuple, empty without dimensions.
 Object geometry_tuple(const Geometry& geometry);
 
 // Whether the operator's result lies as PyTorch's convolution of this value lies.

@@ -163,10 +163,12 @@ Tensor conv_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, const
                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                             c10::SymIntArrayRef dilation, c10::SymInt groups,
                             ActivationName activation, at::ArrayRef<double> parameters,
-                            const OptionalTensor& slope, const OptionalTensor& residual) {
+                            const OptionalTensor& slope, const OptionalTensor& residual,
+                            std::optional<c10::string_view> winograd) {
   const Tensor& b = value_or_undefined(bias);
   const Tensor& s = value_or_undefined(slope);
   const Tensor& r = value_or_undefined(residual);
+  winograd_setting("conv_packed", winograd);
   if (compute_requires_grad(input, weight, b, s, r) || any_dual(input, weight, b, s, r)) {
     check_packed_conv(packed, weight,
                       conv_geometry("conv_packed", weight, stride, padding, dilation, groups));
@@ -176,7 +178,7 @@ Tensor conv_packed_autograd(c10::DispatchKeySet keys, const Tensor& input, const
   at::AutoDispatchBelowADInplaceOrView guard;
   return conv_packed_op.redispatch(keys & c10::after_autograd_keyset, input, packed, weight, bias,
                                    stride, padding, dilation, groups, activation, parameters, slope,
-                                   residual);
+                                   residual, winograd);
 }
 
 // ---- fake kernels ------------------------------------------------------------------------------
@@ -250,7 +252,8 @@ Tensor conv_packed_meta(const Tensor& input, const Tensor& packed, const Tensor&
                         c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                         c10::SymInt groups, ActivationName activation,
                         at::ArrayRef<double> parameters, const OptionalTensor& slope,
-                        const OptionalTensor& residual) {
+                        const OptionalTensor& residual, std::optional<c10::string_view> winograd) {
+  winograd_setting("conv_packed", winograd);
   check_packed_conv(packed, weight,
                     conv_geometry("conv_packed", weight, stride, padding, dilation, groups));
   return conv_meta(input, weight, bias, stride, padding, dilation, groups, activation, parameters,
@@ -282,11 +285,12 @@ Tensor conv_packed_autocast(AutocastPolicy policy, c10::DeviceType device, const
                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                             c10::SymIntArrayRef dilation, c10::SymInt groups,
                             ActivationName activation, at::ArrayRef<double> parameters,
-                            const OptionalTensor& slope, const OptionalTensor& residual) {
+                            const OptionalTensor& slope, const OptionalTensor& residual,
+                            std::optional<c10::string_view> winograd) {
   if (!autocast_fuses(activation, residual, device)) {
     return Epilogue("conv_packed", activation, parameters, slope)
         .apply(conv_packed_op.call(input, packed, weight, bias, stride, padding, dilation,
-                                   std::move(groups), std::nullopt, {}, {}, residual));
+                                   std::move(groups), std::nullopt, {}, {}, residual, winograd));
   }
   const AutocastCall cast(policy, device, input);
   if (!weight.defined() || weight.scalar_type() != cast.dtype()) {
@@ -295,7 +299,8 @@ Tensor conv_packed_autocast(AutocastPolicy policy, c10::DeviceType device, const
                         /*save_output=*/true);
   }
   return conv_packed_op.call(cast(input), packed, weight, cast(bias), stride, padding, dilation,
-                             std::move(groups), activation, parameters, cast(slope), residual);
+                             std::move(groups), activation, parameters, cast(slope), residual,
+                             winograd);
 }
 
 const Registration register_conv{conv_op,

@@ -237,7 +237,9 @@ Tensor compose_conv_packed(const Tensor& input, const Tensor& packed, const Tens
                            c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                            c10::SymInt groups, ActivationName activation,
                            at::ArrayRef<double> parameters, const OptionalTensor& slope,
-                           const OptionalTensor& residual) {
+                           const OptionalTensor& residual,
+                           std::optional<c10::string_view> winograd) {
+  winograd_setting("conv_packed", winograd);
   check_packed_conv(packed, weight,
                     conv_geometry("conv_packed", weight, stride, padding, dilation, groups));
   return compose_conv(input, weight, bias, stride, padding, dilation, groups, activation,

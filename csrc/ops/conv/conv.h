@@ -37,7 +37,8 @@ using ConvPackedSchema = Tensor(const Tensor& input, const Tensor& packed, const
                                 c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                 c10::SymInt groups, ActivationName activation,
                                 at::ArrayRef<double> parameters, const OptionalTensor& slope,
-                                const OptionalTensor& residual);
+                                const OptionalTensor& residual,
+                                std::optional<c10::string_view> winograd);
 
 inline constinit Operator<ConvSchema> conv_op{"conv"};
 inline constinit Operator<ConvTrainingSchema> conv_training_op{"conv_training"};

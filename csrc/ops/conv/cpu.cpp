@@ -34,10 +34,11 @@ const Epilogue& no_epilogue() {
   return identity;
 }
 
-// A packed weight, and the algorithm that reads it.
+// A packed weight, and the algorithm that reads it; or none, and what decides then.
 struct Packed {
   const void* data = nullptr;
   ConvAlgorithm algorithm = ConvAlgorithm::kNone;
+  Winograd setting = winograd_setting("conv", std::nullopt);
 };
 
 // A convolution of a batched input with an epilogue that runs on tiles. `residual` is undefined or
@@ -48,7 +49,8 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const OptionalTensor& bia
   const at::MemoryFormat format = conv_memory_format(x, weight);
   const at::ScalarType dtype = x.scalar_type();
   std::optional<ConvProblem> problem = conv_problem(x.sizes(), format, weight, geometry);
-  const ConvAlgorithm algorithm = packed.data ? packed.algorithm : algorithm_of(problem, weight);
+  const ConvAlgorithm algorithm =
+      packed.data ? packed.algorithm : algorithm_of(problem, weight, packed.setting);
   Tensor output;
   if (algorithm == ConvAlgorithm::kNone) {
     note_obstacle(weight.dim() == 5 ? "no kernel for convolutions in three dimensions"
@@ -158,9 +160,10 @@ Tensor conv_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& 
                        c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                        c10::SymInt groups, ActivationName activation,
                        at::ArrayRef<double> parameters, const OptionalTensor& slope,
-                       const OptionalTensor& residual) {
+                       const OptionalTensor& residual, std::optional<c10::string_view> winograd) {
   const ConvGeometry geometry =
       conv_geometry("conv_packed", weight, stride, padding, dilation, groups);
+  const Winograd setting = winograd_setting("conv_packed", winograd);
   check_packed_conv(packed, weight, geometry);
   const Epilogue epilogue("conv", activation, parameters, slope);
   check_conv("conv", input, weight, bias, geometry);
@@ -173,7 +176,8 @@ Tensor conv_packed_cpu(const Tensor& input, const Tensor& packed, const Tensor& 
       algorithm != ConvAlgorithm::kNone && input.numel() > 0 && lies_for_engines(weight);
   return std::get<0>(forward(input, weight, bias, geometry, value_or_undefined(residual), epilogue,
                              /*training=*/false,
-                             reads ? Packed{packed.const_data_ptr(), algorithm} : Packed()));
+                             reads ? Packed{packed.const_data_ptr(), algorithm, setting}
+                                   : Packed{nullptr, ConvAlgorithm::kNone, setting}));
 }
 
 namespace {
@@ -223,7 +227,8 @@ Tensor input_gradient(const Tensor& dz, const Tensor& weight, const ConvGeometry
   Tensor transpose = empty(sizes, weight.scalar_type());
   const auto problem =
       conv_problem(dz.sizes(), conv_memory_format(dz, transpose), transpose, turned);
-  if (algorithm_of(problem, transpose) == ConvAlgorithm::kNone) {
+  if (algorithm_of(problem, transpose, winograd_setting("conv_backward", std::nullopt)) ==
+      ConvAlgorithm::kNone) {
     return {};
   }
   turn_weight(problem->dtype, weight.const_data_ptr(), channels_last, groups, sizes[1],

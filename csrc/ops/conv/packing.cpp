@@ -116,16 +116,16 @@ std::string conv_algorithm_op(const Tensor& input, const Tensor& weight, c10::Sy
   if (!covered(input, weight)) {
     return "aten";
   }
+  const Winograd setting = winograd_setting("conv", std::nullopt);
   if (packed && input.numel()) {
-    const ConvAlgorithm algorithm = algorithm_to_pack(packing_problem(weight, geometry),
-                                                      winograd_setting("conv", std::nullopt));
+    const ConvAlgorithm algorithm = algorithm_to_pack(packing_problem(weight, geometry), setting);
     if (algorithm != ConvAlgorithm::kNone) {
       return algorithm_name(algorithm);
     }
   }
   const Tensor x = batched(input, has_batch(input, weight));
   return algorithm_name(algorithm_of(
-      conv_problem(x.sizes(), conv_memory_format(x, weight), weight, geometry), weight));
+      conv_problem(x.sizes(), conv_memory_format(x, weight), weight, geometry), weight, setting));
 }
 
 TORCH_LIBRARY_IMPL(fastact, CompositeImplicitAutograd, m) {

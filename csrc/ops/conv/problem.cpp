@@ -46,10 +46,10 @@ bool lies_for_engines(const Tensor& weight) {
   return weight.is_contiguous() || weight.is_contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-ConvAlgorithm algorithm_of(const std::optional<ConvProblem>& problem, const Tensor& weight) {
-  return problem && lies_for_engines(weight) && enabled()
-             ? conv_algorithm(*problem, winograd_setting("conv", std::nullopt))
-             : ConvAlgorithm::kNone;
+ConvAlgorithm algorithm_of(const std::optional<ConvProblem>& problem, const Tensor& weight,
+                           Winograd setting) {
+  return problem && lies_for_engines(weight) && enabled() ? conv_algorithm(*problem, setting)
+                                                          : ConvAlgorithm::kNone;
 }
 
 Tensor empty_in(at::MemoryFormat format, at::IntArrayRef sizes, at::ScalarType dtype) {

@@ -16,8 +16,9 @@ std::optional<ConvProblem> conv_problem(at::IntArrayRef sizes, at::MemoryFormat 
 // Whether a weight lies in one of the orders that the engines read.
 bool lies_for_engines(const Tensor& weight);
 
-// Of a weight that is not packed, under the process's setting; kNone where PyTorch computes.
-ConvAlgorithm algorithm_of(const std::optional<ConvProblem>& problem, const Tensor& weight);
+// Of a weight that is not packed; kNone where PyTorch computes.
+ConvAlgorithm algorithm_of(const std::optional<ConvProblem>& problem, const Tensor& weight,
+                           Winograd setting);
 
 // That which reads what pack_conv() returned, by its size; kNone where that is empty.
 ConvAlgorithm packed_algorithm(const Tensor& packed, const Tensor& weight,
