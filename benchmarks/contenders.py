@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .conv import LAYOUTS
+from .models import LAYOUTS as MODELS
 from .operations import OPERATIONS, Problem, module_problem, problem
 from .recurrent import FORMS
 from .suites import Case
@@ -160,6 +161,8 @@ def build_converted(case):
 
 INFERENCE = ("infer",)
 FP32 = ("fp32",)
+# Of a whole model fastact is the conversion.
+PARTS = tuple(name for name in OPERATIONS if name not in MODELS)
 MODULES = tuple(name for name, operation in OPERATIONS.items() if operation.module)
 CONTENDERS = {
     contender.name: contender
@@ -177,13 +180,13 @@ CONTENDERS = {
         ),
         Contender("openvino", setup_openvino, build_openvino, INFERENCE, FP32, MODULES),
         Contender("onnxruntime", setup_onnxruntime, build_onnxruntime, INFERENCE, FP32, MODULES),
-        Contender("fastact", setup_fastact, build_fastact, ours=True),
+        Contender("fastact", setup_fastact, build_fastact, operations=PARTS, ours=True),
         # A converted activation is fastact's module, which "fastact" measures.
         Contender(
             "fastact_converted",
             setup_fastact,
             build_converted,
-            operations=("linear", "network_nested", "network_residual", *LAYOUTS, *FORMS),
+            operations=("linear", "network_nested", "network_residual", *LAYOUTS, *FORMS, *MODELS),
             forms=("module",),
             ours=True,
         ),

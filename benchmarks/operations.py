@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import conv, recurrent
+from . import conv, models, recurrent
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED = 20261122
@@ -208,7 +208,8 @@ def causal_scores(case, normal):
 @dataclass(frozen=True)
 class Operation:
     tensors: Callable  # (case, normal) -> tensors by their name in the text, x first
-    text: Callable  # (case, library) -> expression
+    # (case, library) -> expression; None: modules alone
+    text: Callable | None
     # (case, nn) -> module whose parameters are tensors, in order, but x; None where torch has none
     module: Callable | None
     # The least work of a training step over that of inference, in flops and in bytes. Elementwise:
@@ -260,6 +261,14 @@ RECURRENT = Operation(
     operand=recurrent.operand,
     reread=recurrent.reread,
 )
+MODEL = Operation(
+    tensors=models.tensors,
+    text=None,
+    module=models.module,
+    training=3,
+    flops=models.flops,
+    operand=models.operand,
+)
 OPERATIONS = {
     "activation": ACTIVATION,
     "softmax": ACTIVATION,  # with shapes and a dim that matter
@@ -270,6 +279,7 @@ OPERATIONS = {
     "network_residual": replace(NETWORK, module=ResidualNetwork),
     **dict.fromkeys(conv.LAYOUTS, CONV),
     **dict.fromkeys(recurrent.FORMS, RECURRENT),
+    **dict.fromkeys(models.LAYOUTS, MODEL),
 }
 
 
@@ -339,9 +349,18 @@ def results(problem, incoming=None):
     return [output.detach(), *torch.autograd.grad(output, problem.leaves, incoming(output))]
 
 
+def exact_problem(case):
+    """The eager expression, or module, in float64, on the case's own rounded inputs."""
+    if OPERATIONS[case.operation].text is not None:
+        return functional_problem(case, torch.nn.functional, torch.float64)
+    made = module_problem(case, torch.nn)
+    made.scope["module"].double()
+    return replace(made, tensors={"x": made.tensors["x"].double()})
+
+
 def truth(case, train):
-    """results() of the eager expression in float64, on the case's own rounded inputs."""
-    exact = functional_problem(case, torch.nn.functional, torch.float64)
+    """results() of that."""
+    exact = exact_problem(case)
     if not train:
         return results(exact)
     for leaf in exact.leaves:

@@ -11,6 +11,7 @@ from functools import cache
 
 from . import registry
 from .conv import LAYOUTS
+from .models import LAYOUTS as MODELS
 from .recurrent import GATES
 from .registry import Activation
 
@@ -21,7 +22,7 @@ class Case:
     label: str
     operation: str  # a row of operations.OPERATIONS
     activation: Activation
-    # Of the input; (M, K, N) for linear; of conv and rnn as conv.py and recurrent.py say.
+    # Of the input; (M, K, N) for linear; else as conv.py, recurrent.py and models.py say.
     shape: tuple[int, ...]
     dtype: str
     form: str = "functional"  # or "module"
@@ -193,6 +194,21 @@ def conv_grids():
         )
 
 
+def model_grids():
+    """Images, size."""
+    for operation in MODELS:
+        kind = "channels last" if operation.endswith("_channels_last") else "contiguous"
+        yield Grid(
+            f"models {{dtype}}: {kind}",
+            operation,
+            ((1, 224), (8, 224)),
+            ("relu",),
+            forms=("module",),
+            quick_shapes=((1, 224),) if operation == "resnet18" else (),
+            quick_activations=("relu",),
+        )
+
+
 def recurrent_grids():
     """Steps, batch, inputs, hidden units, layers."""
     for mode in GATES:
@@ -286,6 +302,7 @@ SUITES = {
     ),
     "conv": tuple(conv_grids()),
     "rnn": tuple(recurrent_grids()),
+    "models": tuple(model_grids()),
 }
 # The machine's own limits are not a grid of cases: limits.py measures them.
 SUITE_NAMES = ("limits", *SUITES)
