@@ -1,12 +1,16 @@
 """Do images of a model converted for inference lie channels last between convolutions and before
 max pools, where nobody sees it, and nowhere else?"""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastact
 from fastact.conversion import site
 from fastact.testing.cases import assert_same_bits
 from fastact.testing.conversion import MODES, fused, pair, with_forward
@@ -266,3 +270,50 @@ def test_gradients_leave_images_as_they_are():
         assert converted(x).dtype == torch.bfloat16
     batched = torch.func.vmap(lambda t: converted(t[None])[0])(x.detach())
     torch.testing.assert_close(batched, model(x), rtol=1e-4, atol=1e-4)
+
+
+class _Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.fc = _conv(3), _network()[4:9], nn.Linear(24, 5)
+        self.seen = []
+
+    def forward(self, x, scale=1.0, *, more=None):
+        x = F.relu(self.stem(x * scale))
+        self.seen.append(x.stride(1))
+        y = self.body(x)
+        if more is not None:
+            y = y + more["images"]
+        return {"features": y, "classes": self.fc(y.mean((2, 3))), "count": 3}
+
+
+@by_mode
+def test_memory_format(mode):
+    """Images lie channels last from end to end, and only within the model."""
+    torch.manual_seed(0)
+    model = _Net().train(mode == "training").eval()
+    converted = fastact.convert(model, mode=mode, memory_format=CHANNELS_LAST)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(converted)))
+    for one in (converted, copied):
+        for last in (False, True):
+            images = _images(2, 3, 9, 11, last=last)
+            more = {"images": _images(2, 24, 9, 11, last=last)}
+            expected, found = model(images, 0.5, more=more), one(images, 0.5, more=more)
+            assert found.keys() == expected.keys() and found["count"] == 3
+            for name in ("features", "classes"):
+                assert found[name].is_contiguous() == (not last or name == "classes")
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+            assert one.seen.pop() == 1
+    assert type(converted).__name__ == "_Net" and isinstance(converted, _Net)
+    if mode == "training":
+        assert fastact.revert(converted)(_images(2, 3, 9, 11))["classes"].shape == (2, 5)
+        assert type(converted) is _Net and converted.seen.pop() != 1
+    # A model without a site has edges too, and no other tensor is touched.
+    identity = fastact.convert(nn.Identity(), mode=mode, memory_format=CHANNELS_LAST)
+    for t in (torch.ones(2, 3), torch.ones(2, 3, 4, 5), torch.ones(2, 3, 4, 5, 6), None):
+        result = identity(t)
+        assert t is None or (torch.equal(result, t) and result.stride() == t.stride())
+    compiled = torch.compile(fastact.convert(nn.Sequential(_conv()), memory_format=CHANNELS_LAST))
+    assert compiled(_images(2, 16, 8, 8)).is_contiguous()
+    with pytest.raises(ValueError, match=r"expected torch\.channels_last or None"):
+        fastact.convert(model, mode=mode, memory_format=torch.preserve_format)

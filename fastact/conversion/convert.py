@@ -203,6 +203,7 @@ def convert(
     dry_run: bool = False,
     use_fallback: bool = True,
     winograd: str | None = None,
+    memory_format: torch.memory_format | None = None,
 ) -> Module:
     """The model, with each Linear and what follows it computed by one operator, and each recurrent
     layer and cell.
@@ -234,13 +235,18 @@ def convert(
         use_fallback: False raises where a layer or a method must be left as it is.
         winograd: "off", "safe" or "fast", what 3x3 convolutions of this model may use in place of
             what :func:`fastact.set_winograd` says; for inference.
+        memory_format: ``torch.channels_last`` lays contiguous images, [N, C, H, W], so that the
+            model is called with, and puts what it returns back: once, at its edges. Code of the
+            model sees them so, as after ``model.to(memory_format=torch.channels_last)``; a
+            ``view`` that takes channels and pixels together does not take such images.
 
     Returns:
         The converted model, an instance of the model's class.
 
     Raises:
         TypeError: model is not a module, or is a compiled one; filter_fn is not callable.
-        ValueError: an unknown mode, or winograd that is none, or is given for training.
+        ValueError: an unknown mode or memory_format, or winograd that is none, or is given for
+            training.
         RuntimeError: use_fallback is False and something would be left; model cannot be copied;
             mode is "training" and model was converted for inference.
 
@@ -275,6 +281,11 @@ def convert(
     if winograd not in (None, *(WINOGRAD_SETTINGS if frozen else ())):
         names = "'off', 'safe', 'fast' or None" if frozen else "None where mode is 'training'"
         raise ValueError(f"fastact.convert(): winograd: expected {names}, got {winograd!r}")
+    if memory_format not in (None, torch.channels_last):
+        raise ValueError(
+            "fastact.convert(): memory_format: expected torch.channels_last or None, got "
+            f"{memory_format!r}"
+        )
     if not frozen:
         _check_not_frozen("convert", model, "convert the original")
 
@@ -306,6 +317,8 @@ def convert(
             )
         if not dry_run:
             _carry_out(plan, result, frozen, winograd)
+            if memory_format is not None:
+                _turn(plan, result, frozen)
     except BaseException:
         restore()
         raise
@@ -391,6 +404,13 @@ def _carry_out(plan: Survey, model: Module, frozen: bool, winograd: str | None) 
         if entry.made is not None:
             for module in entry.modules:
                 module.__class__ = entry.made
+
+
+def _turn(plan: Survey, model: Module, frozen: bool) -> None:
+    """The model alone: what it calls, also others of its class, gets images as it hands them on."""
+    kind = base_of(model) or type(model)
+    roles = next((entry.roles for entry in plan.classes if entry.kind is kind), {})
+    model.__class__ = class_for(kind, roles, frozen, turns=True) or kind
 
 
 def is_compiled(model: Module) -> bool:

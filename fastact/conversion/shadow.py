@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastact import _C
 from fastact.conversion import source
@@ -190,19 +192,63 @@ def is_frozen(module: Module) -> bool:
     return vars(type(module)).get(FROZEN, False)
 
 
-def class_for(kind: type, roles: Roles, frozen: bool) -> type | None:
-    """The class of a converted module of that kind; None where no method has a site."""
-    key = kind, frozen, frozenset(roles.items())
+def class_for(kind: type, roles: Roles, frozen: bool, turns: bool = False) -> type | None:
+    """The class of a converted module of that kind; None where no method has a site. `turns`: its
+    images lie channels last within it."""
+    key = kind, frozen, turns, frozenset(roles.items())
     made = _classes.get(key)
     if made is None:
         order = [c for c in kind.__mro__ if c not in (object, Module)]
         shadows = {c: _shadow(c, roles, frozen) for c in order}
-        if not any(shadows.values()):
+        with_sites = [i for i, c in enumerate(order) if shadows[c] is not None]
+        if not with_sites and not turns:
             return None
-        last = max(i for i, c in enumerate(order) if shadows[c] is not None)
+        last = max(with_sites, default=0)
         bases = [c for k in order[: last + 1] for c in (shadows[k], k) if c is not None]
-        made = _classes[key] = _made(kind, (_Quiet, *bases), roles, frozen)
+        made = _classes[key] = _made(kind, (_Quiet, *bases), roles, frozen, turns)
     return made
+
+
+# ---- images that lie channels last within a model ----------------------------------------------
+
+
+def _is_of_planes(value: Any) -> bool:
+    """Whether it is images, one channel behind the other."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.dim() == 4
+        and value.is_contiguous()
+        and not value.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _channels_last(value: Any) -> Any:
+    is_turned = _is_of_planes(value)
+    return value.contiguous(memory_format=torch.channels_last) if is_turned else value
+
+
+def _contiguous(value: Any) -> Any:
+    is_turned = (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+    )
+    return value.contiguous() if is_turned else value
+
+
+def _turning(made: list[type]) -> Callable[..., Any]:
+    """The forward of a class that turns its images, and its results back."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        turns = any(map(_is_of_planes, tree_leaves((args, kwargs))))
+        if turns:
+            args, kwargs = tree_map(_channels_last, (args, kwargs))
+        result = super(made[0], self).forward(*args, **kwargs)  # type: ignore[misc]
+        return tree_map(_contiguous, result) if turns else result
+
+    return forward
 
 
 def _shadow(owner: type, roles: Roles, frozen: bool) -> type | None:
@@ -229,12 +275,12 @@ def _shadow(owner: type, roles: Roles, frozen: bool) -> type | None:
     return type(owner.__name__, (), {"__module__": owner.__module__, **members})
 
 
-def _made(kind: type, bases: tuple[type, ...], roles: Roles, frozen: bool) -> type:
+def _made(kind: type, bases: tuple[type, ...], roles: Roles, frozen: bool, turns: bool) -> type:
     def __reduce_ex__(self: Any, protocol: Any) -> tuple[Any, ...]:
         function, arguments, *rest = super(made, self).__reduce_ex__(protocol)
         arguments = tuple(kind if argument is made else argument for argument in arguments)
         plain = {path: role.value for path, role in roles.items()}
-        return _rebuild, (plain, frozen, function, arguments), *rest
+        return _rebuild, (plain, frozen, turns, function, arguments), *rest
 
     members = {
         "__module__": kind.__module__,
@@ -244,17 +290,25 @@ def _made(kind: type, bases: tuple[type, ...], roles: Roles, frozen: bool) -> ty
         BASE: kind,
         FROZEN: frozen,
     }
+    itself: list[type] = []
+    if turns:
+        members["forward"] = _turning(itself)
     # Past a metaclass of the user's, but for what makes a class abstract.
     creator = abc.ABCMeta if issubclass(type(kind), abc.ABCMeta) else type
     made: Any = creator.__new__(type(kind), kind.__name__, bases, members)
+    itself.append(made)
     return made
 
 
 def _rebuild(
-    plain: Mapping[Path, int], frozen: bool, function: Callable[..., Any], arguments: Any
+    plain: Mapping[Path, int],
+    frozen: bool,
+    turns: bool,
+    function: Callable[..., Any],
+    arguments: Any,
 ) -> Module:
     """A copy's or a pickle's: the class is made where it is loaded, from its source there."""
     module = function(*arguments)
     roles = {path: Role(value) for path, value in plain.items()}
-    module.__class__ = class_for(type(module), roles, frozen) or type(module)
+    module.__class__ = class_for(type(module), roles, frozen, turns) or type(module)
     return module
