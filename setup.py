@@ -1,7 +1,7 @@
 """Builds fastact's two shared libraries in one ninja graph.
 
 fastact/_ops.so      csrc/**/*.cpp and, with CUDA, csrc/cuda/*.cu: operators, autograd, kernels.
-                     No Python symbol.
+                     No Python symbol. Without CUDA csrc/ops/*/cuda.cpp is left out.
 fastact/_C.<abi>.so  csrc/bindings/**/*.cpp: the Python module that calls them.
 
 csrc/cpu/isa/*.cpp holds the kernels, free of PyTorch. Each file is compiled once per instruction
@@ -9,6 +9,8 @@ set, with -DFASTACT_ISA=<set> and the flags of that set. A file that only some s
 in a comment line of its own:
 
     // isa: avx512 avx512_bf16
+
+csrc/cuda/*.cu are compiled once per dtype, with -DFASTACT_TYPE=<type>.
 
 Environment: FASTACT_BUILD_CUDA=auto|0|1, FASTACT_WERROR=1 (more warnings, and as errors: for a
 compiler that is known, as CI's), TORCH_CUDA_ARCH_LIST, CXX, CXXFLAGS, LDFLAGS, MAX_JOBS.
@@ -63,10 +65,14 @@ KERNEL = [*COMMON, "-O3", "-ffp-contract=off", "-fno-math-errno"]
 # The linker does not get it: the library uses whichever OpenMP runtime PyTorch itself brought.
 SHIM = [*COMMON, "-O2", "-fopenmp", f"-ffile-prefix-map={Path(torch.__file__).parent}=torch"]
 NVCC = ["-Icsrc", "-O3", "-DNDEBUG", "--compiler-options=-fvisibility=hidden"]
+NVCC += ["-DFASTACT_ISA=cuda", "--fmad=false"]  # fma stands where it is meant
+CUDA_TYPES = ("float", "double", "BFloat16", "Half")
 CXX = shlex.split(cpp_extension.get_cxx_compiler())
 CXXFLAGS = shlex.split(os.environ.get("CXXFLAGS", ""))
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")  # else PyTorch asks the devices
+
+CUDA_KERNELS = [*Path("csrc/cuda").glob("*.cu")]
 
 RULES = """
 rule compile
@@ -99,7 +105,7 @@ def find_cuda() -> str | None:
         missing = f"no CUDA toolkit: install {wanted} and set CUDA_HOME to its folder"
     elif release.split(".")[0] != wanted.split(".")[0]:
         missing = f"nvcc is {release}, PyTorch's CUDA {wanted}: set CUDA_HOME to a matching toolkit"
-    elif not any(Path("csrc/cuda").glob("*.cu")):
+    elif not CUDA_KERNELS:
         missing = "csrc/cuda holds no .cu file: use a complete checkout"
     if missing and wish == "1":
         sys.exit(f"fastact: FASTACT_BUILD_CUDA=1, but {missing}.")
@@ -145,6 +151,9 @@ class Build(cpp_extension.BuildExtension):
                 objects += [
                     self.compile(name, k, flags) for k, sets in kernels.items() if name in sets
                 ]
+            for name in CUDA_TYPES if CUDA else ():
+                flags = {"nvcc": [*NVCC, f"-DFASTACT_TYPE={name}"]}
+                objects += [self.compile(name, k, flags) for k in sorted(CUDA_KERNELS)]
         library = self.folder / os.path.basename(self.get_ext_filename(ext.name))
         needs = [f"-L{path}" for path in ext.library_dirs] + [f"-l{name}" for name in ext.libraries]
         command = [*CXX, "-shared", "-o", library, *objects, *needs, *LDFLAGS]
@@ -201,7 +210,7 @@ def extension(name, sources, headers, libraries):
     return Extension(
         name,
         [str(path) for path in sources],
-        extra_compile_args={"cxx": [*SHIM, *flags], "nvcc": [*NVCC, *flags]},
+        extra_compile_args={"cxx": [*SHIM, *flags]},
         library_dirs=cpp_extension.library_paths(DEVICE),
         libraries=libraries,
         language="c++",
@@ -214,11 +223,11 @@ DEVICE = "cuda" if CUDA else "cpu"
 SHIM += ["-DFASTACT_CUDA"] if CUDA else []
 
 bindings = sorted(Path("csrc/bindings").rglob("*.cpp"))
-apart = [Path("csrc/cpu/isa"), Path("csrc/bindings"), *([] if CUDA else [Path("csrc/cuda")])]
-sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if not {*p.parents} & {*apart}]
+apart = [Path("csrc/cpu/isa"), Path("csrc/bindings")]
+apart += [] if CUDA else Path("csrc/ops").glob("*/cuda.cpp")
+sources = [p for p in sorted(Path("csrc").rglob("*.cpp")) if not {p, *p.parents} & {*apart}]
 libraries = ["c10", "torch_cpu", "torch"]
 if CUDA:
-    sources += sorted(Path("csrc/cuda").glob("*.cu"))
     libraries += ["c10_cuda", "torch_cuda", "cudart"]
 headers = cpp_extension.include_paths(DEVICE)
 python = sysconfig.get_path("include")

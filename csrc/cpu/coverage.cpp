@@ -24,13 +24,22 @@ const char* name_of(at::Layout layout) {
   }
 }
 
+bool is_on_device_with_kernels(const Tensor& t) {
+#ifdef FASTACT_CUDA
+  if (t.is_cuda()) {
+    return true;
+  }
+#endif
+  return t.is_cpu();
+}
+
 // Why kernels do not take a tensor, or "".
 std::string obstacle_of(const Tensor& t) {
   if (!enabled()) {
     return "FASTACT_DISABLE=1";
   }
   std::ostringstream what;
-  if (!t.is_cpu()) {
+  if (!is_on_device_with_kernels(t)) {
     what << "tensors on " << c10::DeviceTypeName(t.device().type(), /*lower_case=*/true);
   } else if (t.is_nested()) {
     what << "nested tensors";

@@ -1,4 +1,4 @@
-// May the CPU kernels take these operands? Decided here; where they may not, explain is told why.
+// May kernels take these operands? Decided here; where they may not, explain is told why.
 #pragma once
 
 #include "core/activation.h"
@@ -21,10 +21,13 @@ inline void check_allocated(const Tensor& t) {
               t.sizes(), " on a storage of ", storage.nbytes(), " bytes");
 }
 
-// A strided CPU tensor of a dtype that the kernels compute, with no lazy bit to resolve.
-inline bool has_kernels(const Tensor& t) {
-  if (!is_kernel_dtype(t.scalar_type()) || t.layout() != at::kStrided || !t.is_cpu() ||
-      t.is_neg() || !enabled()) {
+// A strided tensor on a device of this type, of a dtype that the kernels compute, with no lazy bit
+// to resolve.
+template <c10::DeviceType kDevice = at::kCPU>
+bool has_kernels(const Tensor& t) {
+  const bool on_device = kDevice == at::kCPU ? t.is_cpu() : t.device().type() == kDevice;
+  if (!is_kernel_dtype(t.scalar_type()) || t.layout() != at::kStrided || !on_device || t.is_neg() ||
+      !enabled()) {
     return false;
   }
   check_allocated(t);
@@ -42,12 +45,13 @@ inline const Tensor* operand(const Tensor& t) { return &t; }
 inline const Tensor* operand(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
 // Whether kernels take operands of one dtype, those that are there.
-template <class... T>
+template <c10::DeviceType kDevice = at::kCPU, class... T>
 bool covered(const Tensor& first, const T&... others) {
   [[maybe_unused]] const auto fits = [&](const Tensor* t) {  // of one operand there are no others
-    return !t || !t->defined() || (has_kernels(*t) && t->scalar_type() == first.scalar_type());
+    return !t || !t->defined() ||
+           (has_kernels<kDevice>(*t) && t->scalar_type() == first.scalar_type());
   };
-  return (has_kernels(first) && (fits(operand(others)) && ...)) ||
+  return (has_kernels<kDevice>(first) && (fits(operand(others)) && ...)) ||
          none_covered({operand(first), operand(others)...});
 }
 

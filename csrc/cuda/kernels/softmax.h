@@ -5,6 +5,7 @@
 
 #include "cuda/kernels/for_each.h"
 #include "cuda/kernels/reduction.h"
+#include "cuda/launches.h"
 #include "math/exp.h"
 #include "math/log.h"
 
@@ -12,12 +13,10 @@ namespace fastact {
 inline namespace FASTACT_ISA {
 namespace {
 
-enum class MaskKind : int { kNone, kAdded, kBoolean, kCausal };
-
 // Which row of a mask belongs to a row of what it masks: the dimensions before the last, the inner
 // ones first. Strides are in elements, 0 where the mask is broadcast; its rows are contiguous.
 struct SoftmaxMask {
-  static constexpr int kMaxDims = 8;
+  static constexpr int kMaxDims = kMaxMaskDims;
   MaskKind kind = MaskKind::kNone;
   const void* data = nullptr;  // T, or a byte an element
   int dims = 0;

@@ -12,8 +12,6 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/threshold_backward.h>
 
-#include <array>
-
 #include "core/activation.h"
 #include "core/checks.h"
 #include "core/node.h"
@@ -22,15 +20,14 @@
 #include "ops/unary/compositions.h"
 
 namespace fastact {
-namespace {
-
-// By gate.
-constexpr std::array kUnits = {
+constexpr GatedUnit gated_units[kNumGates] = {
     GatedUnit{kSigmoidGate, /*gate_first=*/false, [](const Tensor& x) { return at::sigmoid(x); }},
     GatedUnit{kSiluGate, /*gate_first=*/true, [](const Tensor& x) { return at::silu(x); }},
     GatedUnit{kGeluGate, /*gate_first=*/true, [](const Tensor& x) { return at::gelu(x); }},
     GatedUnit{kReluGate, /*gate_first=*/true, [](const Tensor& x) { return at::relu(x); }},
 };
+
+namespace {
 
 struct GatedNode final : OperatorNode<GatedNode> {
   const GatedUnit* unit = nullptr;
@@ -185,28 +182,30 @@ namespace {
 template <int kGate>
 struct Kernels {
   static Tensor autograd(c10::DispatchKeySet keys, const Tensor& self, int64_t dim) {
-    return forward_autograd(keys, kUnits[kGate], self, dim);
+    return forward_autograd(keys, gated_units[kGate], self, dim);
   }
-  static Tensor cpu(const Tensor& self, int64_t dim) { return gated_cpu(kUnits[kGate], self, dim); }
+  static Tensor cpu(const Tensor& self, int64_t dim) {
+    return gated_cpu(gated_units[kGate], self, dim);
+  }
   static Tensor meta(const Tensor& self, int64_t dim) {
-    return forward_meta(kUnits[kGate], self, dim);
+    return forward_meta(gated_units[kGate], self, dim);
   }
   static Tensor composed(const Tensor& self, int64_t dim) {
-    return forward_composed(kUnits[kGate], self, dim);
+    return forward_composed(gated_units[kGate], self, dim);
   }
 
   static Tensor backward_autograd(c10::DispatchKeySet keys, const Tensor& grad, const Tensor& self,
                                   int64_t dim) {
-    return fastact::backward_autograd(keys, kUnits[kGate], grad, self, dim);
+    return fastact::backward_autograd(keys, gated_units[kGate], grad, self, dim);
   }
   static Tensor backward_cpu(const Tensor& grad, const Tensor& self, int64_t dim) {
-    return gated_backward_cpu(kUnits[kGate], grad, self, dim);
+    return gated_backward_cpu(gated_units[kGate], grad, self, dim);
   }
   static Tensor backward_meta(const Tensor& grad, const Tensor& self, int64_t dim) {
-    return fastact::backward_meta(kUnits[kGate], grad, self, dim);
+    return fastact::backward_meta(gated_units[kGate], grad, self, dim);
   }
   static Tensor backward_composed(const Tensor& grad, const Tensor& self, int64_t dim) {
-    return fastact::backward_composed(kUnits[kGate], grad, self, dim);
+    return fastact::backward_composed(gated_units[kGate], grad, self, dim);
   }
 };
 

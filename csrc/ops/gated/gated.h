@@ -35,6 +35,8 @@ struct GatedUnit {
   const char* name() const { return ops().forward.name(); }
 };
 
+extern const GatedUnit gated_units[kNumGates];  // by gate
+
 // `dim` made non-negative; raises what torch.nn.functional.glu raises for a size that is odd.
 int64_t check_gated(const GatedUnit& unit, const Tensor& self, int64_t dim);
 // Of NAME_backward.

@@ -2,6 +2,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/TensorIterator.h>
 
+#include "core/layout.h"
 #include "cpu/memory.h"
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
@@ -62,12 +63,6 @@ void for_each_run(const at::TensorIterator& iterator, int64_t grain, const F& ke
   };
   parallel_for(iterator.numel(), grain,
                [&](int64_t begin, int64_t end) { iterator.serial_for_each(loop, {begin, end}); });
-}
-
-// Whether element i in memory order is the same element of both tensors, with no gap between them.
-bool same_dense_layout(const Tensor& a, const Tensor& b) {
-  return (a.is_contiguous() && b.is_contiguous()) ||
-         (a.strides() == b.strides() && a.is_non_overlapping_and_dense());
 }
 
 void forward_into(const Activation& activation, const Tensor& self, Tensor& result,
