@@ -8,6 +8,7 @@
 #include "cpu/parallel.h"
 #include "cpu/tensors.h"
 #include "ops/prelu/prelu.h"
+#include "ops/prelu/rows.h"
 
 namespace fastact {
 namespace {
@@ -16,40 +17,9 @@ namespace {
 // fixed, so that the sum does not depend on the number of threads. 16K fp32 elements are 64 KiB.
 constexpr int64_t kPiece = 16384;
 
-// `self` as `rows` runs of `length` contiguous elements. Row r's slope is slope[r % channels], or,
-// where slope_step is 1, row element i's is slope[i].
-struct Rows {
-  int64_t rows;
-  int64_t length;
-  int64_t channels;
-  int slope_step;
-};
-
-bool is_channels_last(const Tensor& t) {
-  return t.is_contiguous(at::MemoryFormat::ChannelsLast) ||
-         t.is_contiguous(at::MemoryFormat::ChannelsLast3d);
-}
-
-// `self` must be contiguous, channels last, or (one slope for all) dense in any order.
-Rows rows_of(const Tensor& self, int64_t slopes) {
-  if (slopes == 1) {
-    return {1, self.numel(), 1, 0};
-  }
-  const int64_t channels = self.size(1);
-  if (self.dim() > 2 && self.is_contiguous()) {
-    const int64_t inner = self.numel() / std::max<int64_t>(self.size(0) * channels, 1);
-    if (inner > 1) {
-      return {self.size(0) * channels, inner, channels, 0};
-    }
-  }
-  return {self.numel() / std::max<int64_t>(channels, 1), channels, channels, 1};
-}
-
-// `t` itself where rows_of() can describe it, else a contiguous copy.
+// `t` itself where prelu_rows() can describe it, else a contiguous copy.
 Tensor dense(const Tensor& t, int64_t slopes) {
-  const bool described =
-      slopes == 1 ? t.is_non_overlapping_and_dense() : t.is_contiguous() || is_channels_last(t);
-  return described ? t : contiguous(t);
+  return has_prelu_rows(t, slopes) ? t : contiguous(t);
 }
 
 // Work units: whole rows where they are short, pieces of rows where they are long.
@@ -59,7 +29,7 @@ struct Units {
   int64_t count;
 };
 
-Units units_of(const Rows& r) {
+Units units_of(const PreluRows& r) {
   if (r.length > kPiece) {
     const int64_t pieces = (r.length + kPiece - 1) / kPiece;
     return {pieces, 1, r.rows * pieces};
@@ -70,7 +40,7 @@ Units units_of(const Rows& r) {
 
 // f(row, first element, one past the last element) over the units [begin, end).
 template <class F>
-void for_each_run(const Rows& r, const Units& u, int64_t begin, int64_t end, const F& f) {
+void for_each_run(const PreluRows& r, const Units& u, int64_t begin, int64_t end, const F& f) {
   for (int64_t unit = begin; unit < end; ++unit) {
     if (u.pieces_per_row > 1) {
       const int64_t start = unit % u.pieces_per_row * kPiece;
@@ -100,7 +70,7 @@ Tensor prelu_cpu(const Tensor& self, const Tensor& weight) {
                  ? result
                  : empty_like(x);
   const PreluKernel kernel = kernels().elementwise[table_dtype(x.scalar_type())].prelu;
-  const Rows r = rows_of(x, slopes);
+  const PreluRows r = prelu_rows(x, slopes);
   const Units u = units_of(r);
   const int64_t size = x.element_size();
   const char* px = static_cast<const char*>(x.const_data_ptr());
@@ -136,7 +106,7 @@ std::tuple<Tensor, Tensor> prelu_backward_cpu(const Tensor& grad, const Tensor& 
   Tensor result = empty_like(self);
   Tensor dx = result.strides() == x.strides() ? result : empty_like(x);
 
-  const Rows r = rows_of(x, slopes);
+  const PreluRows r = prelu_rows(x, slopes);
   const Units u = units_of(r);
   // One partial sum a unit and slope: added up in order afterwards, in double.
   const at::ScalarType sum_dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
