@@ -2,6 +2,10 @@
 
 A library holds one family of kernels (csrc/cuda/kernels) and the emulator, which watches every
 access; see tests/cuda/emulator.h. ``Session`` hands tensors to a kernel and tells what was noticed.
+
+``build_operators`` goes a level up: csrc/ops/*/cuda.cpp and csrc/cuda/*.cu as they are, in a
+library that takes the place of fastact's CPU kernels in a process that loads it. Accesses are not
+watched there: what tests see are results.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +24,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "tests" / "cuda"
@@ -105,6 +111,64 @@ def build(family: str, fault: Fault | None = None, few: bool = False) -> Library
         _run([*_compiler(), "-shared", obj, _emulator(), "-o", made])
 
     return Library(_once(family, key, make))
+
+
+# The names that csrc/math has for DTYPES, as setup.py hands them to nvcc.
+TYPES = ("float", "double", "BFloat16", "Half")
+
+
+def _object(source: Path, flags: Sequence[str], fault: Fault | None) -> Path:
+    """A source of the product, compiled for the emulator, with its mistake if it has one."""
+    name = str(source.relative_to(ROOT / "csrc"))
+    text = source.read_text()
+    if fault and fault.header == name:
+        if text.count(fault.old) != fault.count:
+            raise ValueError(f"{name} holds {fault.old!r} {text.count(fault.old)} times")
+        text = text.replace(fault.old, fault.new)
+    command = [*_compiler(), *COMMON, "-O1", "-fno-math-errno", "-ffp-contract=off", *flags]
+    command += [f"-I{SOURCES}", f"-I{ROOT / 'csrc'}"]
+    headers = sorted((ROOT / "csrc").rglob("*.h"))
+    key = shlex.join(command) + text + _text([*headers, SOURCES / "emulator.h"])
+
+    def make(made: Path) -> None:
+        copy = made.parent / source.name
+        copy.write_text(text)
+        _run([*command, "-c", "-x", "c++", copy, "-o", made])
+
+    return _once(f"{name.replace('/', '-')}.o", key, make)
+
+
+def build_operators(fault: Fault | None = None) -> Path:
+    """The library of every operator's CUDA side, linked with the objects of the CPU build.
+
+    ``torch.ops.load_library`` of it, after ``import fastact``, makes CPU tensors go through
+    csrc/ops/*/cuda.cpp. ``fault.header`` is a path below csrc.
+
+    Raises:
+        FileNotFoundError: this checkout has not been built.
+    """
+    folder = ROOT / "build" / f"torch-{torch.__version__}-{sys.implementation.cache_tag}"
+    built = sorted(folder.rglob("csrc/**/*.cpp.o"))
+    # Schemas are defined once; what is emulated is compiled here.
+    left_out = re.compile(r"/csrc/(schemas|bindings/.*|ops/[^/]*/cuda)\.cpp\.o$")
+    built = [path for path in built if not left_out.search(path.as_posix())]
+    if not built:
+        raise FileNotFoundError(f"no objects in {folder}: build fastact in this checkout first")
+    torch_flags = [f"-isystem{path}" for path in cpp_extension.include_paths("cpu")]
+    torch_flags += ["-DFASTACT_EMULATED", "-DNDEBUG"]
+    kernels = ["-DFASTACT_ISA=cuda", *(["-mfma"] if " fma " in CPU.read_text() else [])]
+    objects = [_emulator()]
+    for source in sorted((ROOT / "csrc").glob("ops/*/cuda.cpp")):
+        objects.append(_object(source, torch_flags, fault))
+    for source in sorted((ROOT / "csrc").glob("cuda/*.cu")):
+        for name in TYPES:
+            objects.append(_object(source, [*kernels, f"-DFASTACT_TYPE={name}"], fault))
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths("cpu")]
+    libraries += ["-lc10", "-ltorch_cpu", "-ltorch"]
+    # A later object's kernel replaces an earlier one's of the same operator.
+    command = [*_compiler(), "-shared", *built, *objects, *libraries]
+    key = shlex.join(map(str, command)) + repr([path.stat().st_mtime_ns for path in built])
+    return _once("operators", key, lambda made: _run([*command, "-o", made]))
 
 
 class Library:

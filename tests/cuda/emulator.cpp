@@ -90,6 +90,7 @@ void (*body)(const void*);
 const void* body_arguments;
 unsigned size, waiting, block, epoch;
 bool checking, stopped;
+uint64_t launches;
 std::mt19937 random_order;
 
 // While the emulator itself runs for a thread.
@@ -322,6 +323,7 @@ void run_block() {
 
 void run(dim3 grid, dim3 of_block, void (*call)(const void*), const void* arguments) {
   if (stopped) return;  // a device would not go on either
+  ++launches;
   gridDim = grid;
   blockDim = of_block;
   size = of_block.x * of_block.y * of_block.z;
@@ -456,6 +458,9 @@ EMULATOR_API void emulator_traffic(unsigned index, uint64_t* traffic) {
   traffic[1] = r.written;
   traffic[2] = static_cast<uint64_t>(std::count(r.defined.begin(), r.defined.end(), 0));
 }
+
+// How many kernels have been started.
+EMULATOR_API uint64_t emulator_launches() { return emulator::launches; }
 
 // A line for each kind of fault; <...> stands for a place in this library.
 EMULATOR_API const char* emulator_reports() {
