@@ -34,8 +34,9 @@ def test_operators():
     assert passed and int(passed[1]) > 200, ran.stdout
 
 
-UNARY, GATED, PRELU, SOFTMAX, LINEAR, CONV = (
-    f"ops/{family}/cuda.cpp" for family in ("unary", "gated", "prelu", "softmax", "linear", "conv")
+UNARY, GATED, PRELU, SOFTMAX, LINEAR, CONV, RECURRENT = (
+    f"ops/{family}/cuda.cpp"
+    for family in ("unary", "gated", "prelu", "softmax", "linear", "conv", "recurrent")
 )
 FAULTS = [
     Fault(UNARY, "with_layout_of(result, self), result", "self, result"),
@@ -63,6 +64,18 @@ FAULTS = [
     Fault(LINEAR, "save_output ? *saved : epilogue.saved_from(*saved)", "*saved"),
     Fault(CONV, "with_layout_of(y, *residual)", "*residual"),
     Fault(CONV, "!last(grad).is_contiguous() ||", ""),
+    Fault(RECURRENT, "i == 1 ? 0 : steps_ - 1", "steps_ - 1"),
+    Fault(
+        RECURRENT, "call_.hx[index(layer, direction)].contiguous()", "call_.hx[0].contiguous()", 2
+    ),
+    Fault(RECURRENT, "i * state_, state_).contiguous()", "i * state_, state_)"),
+    Fault(RECURRENT, "at += count;", "at += count - 1;"),
+    Fault(
+        RECURRENT,
+        "gradients.narrow(2, 3 * hidden_, hidden_)",
+        "gradients.narrow(2, 2 * hidden_, hidden_)",
+    ),
+    Fault(RECURRENT, "before(direction, first_h, own.h)", "own.h"),
 ]
 
 

@@ -436,3 +436,202 @@ def test_conv(activation, add, last, dtype):
         )
         close_products(inference, y.detach().double())
         assert inference.stride() == y.stride()
+
+
+# ---- recurrent layers --------------------------------------------------------------------------
+
+# The kind, hidden units, layers, both directions, biases, units that it projects to.
+LAYERS = [
+    ("rnn tanh", 8, 1, False, True, 0),
+    ("rnn relu", 5, 2, True, False, 0),
+    ("gru", 8, 2, False, True, 0),
+    ("gru", 5, 1, True, False, 0),
+    ("lstm", 8, 1, False, True, 0),
+    ("lstm", 6, 2, True, True, 0),
+    ("lstm", 8, 2, True, False, 4),
+]
+
+
+def recurrent(kind: str, x, states, weights, noise, bias: bool, both: bool):
+    if kind == "lstm":
+        return OPS.lstm(x, *states, weights, None, noise, bias, both)
+    if kind == "gru":
+        return OPS.gru(x, states[0], weights, None, noise, bias, both)
+    return OPS.rnn(x, states[0], weights, None, noise, bias, both, kind.removeprefix("rnn "))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@each_dtype
+def test_recurrent(layer, dtype, kernels_ran):
+    kind, units, layers, both, bias, projected = layer
+    name = kind.partition(" ")[0].upper()
+    options = {"nonlinearity": kind.partition(" ")[2]} if name == "RNN" else {}
+    options |= {"proj_size": projected} if projected else {}
+    module = getattr(torch.nn, name)(
+        6, units, layers, bias=bias, bidirectional=both, **options, device=DEVICE
+    )
+    directions, width = 1 + both, projected or units
+    x, h = operands((7, 3, 6), (layers * directions, 3, width), dtype=dtype)
+    (c,) = operands((layers * directions, 3, units), dtype=dtype)
+    states = [h, c] if kind == "lstm" else [h]
+    weights = [w.detach().to(dtype).requires_grad_() for w in module.parameters()]
+    leaves = [x, *states, *weights]
+    module = module.double()
+    for parameter, weight in zip(module.parameters(), weights, strict=True):
+        parameter.data.copy_(weight.detach())
+    wide = [t.detach().double().requires_grad_() for t in (x, *states)]
+
+    results = recurrent(kind, x, states, weights, None, bias, both)
+    output, last = module(wide[0], tuple(wide[1:]) if len(states) == 2 else wide[1])
+    truths = [output, *(last if len(states) == 2 else [last])]
+    # Sums of 16-bit products are rounded in every step.
+    tolerance = {"rtol": 0.0, "atol": 60 * torch.finfo(dtype).eps}
+    if dtype == torch.float32 and not EMULATED:
+        tolerance["atol"] = 1e-2  # tensor cores may compute in TF32
+    grads = [values(*y.shape, dtype=dtype) / 6 for y in results]
+    got = [*results, *torch.autograd.grad(results, leaves, grads)]
+    truth = [
+        *truths,
+        *torch.autograd.grad(
+            truths, [*wide, *module.parameters()], [grad.double() for grad in grads]
+        ),
+    ]
+    for mine, theirs in zip(got, truth, strict=True):
+        scale = theirs.abs().max().clamp(min=1)
+        torch.testing.assert_close(
+            (mine.detach().double() / scale).cpu(), (theirs.detach() / scale).cpu(), **tolerance
+        )
+    with torch.no_grad():
+        again = recurrent(kind, x, states, weights, None, bias, both)
+    # ATen's products may take another order where operands lie at other addresses.
+    for mine, theirs in zip(again, results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["rnn tanh", "gru", "lstm"])
+def test_recurrent_gradients_of_parts(kind, kernels_ran):
+    """Of one output alone, of some leaves alone, with noise between layers."""
+    gates = {"rnn tanh": 1, "gru": 3, "lstm": 4}[kind]
+    x, h, c = operands((4, 2, 8), (2, 2, 8), (2, 2, 8), dtype=torch.float64)
+    weights = operands(*[(gates * 8, 8), (gates * 8, 8)] * 2, dtype=torch.float64)
+    noise = (torch.arange(64, device=DEVICE).view(1, 4, 2, 8) % 3).double()
+    states = [h, c] if kind == "lstm" else [h]
+
+    def of_part(part: int, leaf: torch.Tensor, device: str) -> torch.Tensor:
+        move = lambda t: t.detach().to(device)  # noqa: E731
+        moved = move(leaf).requires_grad_()
+        swap = lambda t: moved if t is leaf else move(t)  # noqa: E731
+        results = recurrent(
+            kind, swap(x), [*map(swap, states)], [*map(swap, weights)], move(noise), False, False
+        )
+        return torch.autograd.grad(results[part].sin().sum(), moved)[0].cpu()
+
+    for part in range(1 + len(states)):
+        for leaf in (x, h, weights[1]):
+            mine = of_part(part, leaf, DEVICE)
+            numeric = torch.zeros_like(mine).flatten()
+            flat = leaf.detach().flatten()
+            for i in range(0, flat.numel(), 17):
+                sides = []
+                for step in (1e-5, -1e-5):
+                    moved = flat.clone()
+                    moved[i] += step
+                    moved = moved.view_as(leaf)
+                    pick = lambda t, m=moved, own=leaf: m if t is own else t.detach()  # noqa: E731
+                    y = recurrent(
+                        kind,
+                        pick(x),
+                        [*map(pick, states)],
+                        [*map(pick, weights)],
+                        noise,
+                        False,
+                        False,
+                    )
+                    sides.append(y[part].sin().sum().item())
+                numeric[i] = (sides[0] - sides[1]) / 2e-5
+                assert mine.flatten()[i].item() == pytest.approx(numeric[i].item(), abs=1e-6)
+
+
+# ---- what only a device has --------------------------------------------------------------------
+
+on_device = pytest.mark.skipif(bool(EMULATED), reason="of a device alone")
+
+
+def work(x: torch.Tensor) -> list[torch.Tensor]:
+    """A call of every family."""
+    y = OPS.linear(x, x[:16], x[0, :16], "silu", [], None, None, True)
+    lstm = OPS.lstm(
+        x.view(4, 8, 64),
+        *[x[None, :8, :16]] * 2,
+        [x[:, :64].repeat(2, 1), x.repeat(2, 1)[:, :16]],
+        None,
+        None,
+        False,
+        False,
+    )
+    return [
+        OPS.gelu(x), OPS.swiglu(x, 1), OPS.prelu(x, x[0]), OPS.softmax(x, 0, 1.0),
+        OPS.log_softmax(x, 1), OPS.masked_softmax(x, None, -1, 1.0, True), y, *lstm,
+    ]  # fmt: skip
+
+
+@on_device
+def test_graphs_capture():
+    x = values(32, 64)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(side):
+        work(x)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = work(x)
+    x.mul_(-0.5)
+    graph.replay()
+    with torch.no_grad():
+        for one, other in zip(captured, work(x), strict=True):
+            assert torch.equal(one, other)
+
+
+@on_device
+def test_streams():
+    x = values(32, 64)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = x * 2
+        results = work(late)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.no_grad():
+        for one, other in zip(results, work(x * 2), strict=True):
+            assert torch.equal(one, other)
+
+
+@on_device
+def test_same_bits_each_time():
+    def run() -> list[torch.Tensor]:
+        x = values(2000, 96).requires_grad_()
+        slope = values(96).requires_grad_()
+        y = OPS.prelu(x, slope).sin() + OPS.linear(x, x[:96], slope, "gelu", [], None, None, True)
+        return [y.detach(), *torch.autograd.grad(y.sum(), (x, slope))]
+
+    for one, other in zip(run(), run(), strict=True):
+        assert torch.equal(one, other)
+
+
+@on_device
+def test_other_devices_are_refused():
+    x, slope = values(4, 6), torch.ones(6)
+    with pytest.raises(RuntimeError, match=r"fastact\.prelu\(\): weight: expected the device of"):
+        OPS.prelu(x, slope)
+
+
+@on_device
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+def test_second_device():
+    x = values(32, 64)
+    with torch.no_grad():
+        for one, other in zip(work(x.to("cuda:1")), work(x), strict=True):
+            assert one.device.index == 1
+            assert torch.equal(one.cpu(), other.cpu())

@@ -17,14 +17,16 @@ from fastact.activations import REGISTRY
 # Operators with kernels for CUDA beside every unary activation's three.
 GATED = ("glu", "swiglu", "geglu", "reglu")
 OTHERS = ("prelu", "softmax", "log_softmax", "masked_softmax", "linear", "conv")
+RECURRENT = ("rnn", "gru", "lstm")
 
 
 def expected() -> set[str]:
     """The names that the CUDA key must hold."""
     names = {row.name for row in REGISTRY.values() if row.family == "unary"}
     names |= {f"{name}_" for name in names}
-    names |= {*GATED, *OTHERS}
+    names |= {*GATED, *OTHERS, *RECURRENT}
     names |= {f"{name}_backward" for name in names if not name.endswith("_")}
+    names |= {f"{name}_training" for name in RECURRENT}
     return {f"fastact::{name}" for name in names}
 
 

@@ -112,4 +112,23 @@ struct EpilogueLaunches {
 };
 FASTACT_DECLARE_TABLES(EpilogueLaunches, epilogue)
 
+// A step of a recurrent cell and of its gradient, as csrc/cuda/kernels/recurrent.h says: [rows] of
+// [units], or of gates side by side.
+struct RecurrentLaunches {
+  void (*rnn)(const void* from_x, const void* from_h, void* h, int64_t rows, int64_t units,
+              bool is_tanh, DeviceStream stream);
+  void (*rnn_backward)(const void* dh, const void* h, void* gradients, int64_t rows, int64_t units,
+                       bool is_tanh, DeviceStream stream);
+  void (*lstm)(const void* from_x, const void* from_h, const void* c_before, void* h, void* c,
+               void* activated, int64_t rows, int64_t units, DeviceStream stream);
+  void (*lstm_backward)(const void* dh, const void* dc, const void* activated, const void* c_before,
+                        const void* c, void* gradients, void* dc_before, int64_t rows,
+                        int64_t units, DeviceStream stream);
+  void (*gru)(const void* from_x, const void* from_h, const void* h_before, void* h,
+              void* activated, int64_t rows, int64_t units, DeviceStream stream);
+  void (*gru_backward)(const void* dh, const void* activated, const void* h_before, void* gradients,
+                       void* dh_before, int64_t rows, int64_t units, DeviceStream stream);
+};
+FASTACT_DECLARE_TABLES(RecurrentLaunches, recurrent)
+
 }  // namespace fastact

@@ -5,75 +5,10 @@
 #include "core/node.h"
 #include "core/registration.h"
 #include "cpu/dispatch.h"
-#include "ops/recurrent/recurrent.h"
+#include "ops/recurrent/kernels.h"
 
 namespace fastact {
 namespace {
-
-// ---- what tells the three operators apart -------------------------------------------------------
-
-struct Rnn {
-  static constexpr const auto& op = rnn_op;
-  static constexpr const auto& training_op = rnn_training_op;
-  static constexpr const auto& backward_op = rnn_backward_op;
-
-  static RecurrentCall call(const Tensor& input, const Tensor& hx, at::TensorList weights,
-                            const OptionalTensor& lengths, const OptionalTensor& dropout_noise,
-                            bool has_biases, bool bidirectional, c10::string_view nonlinearity) {
-    return {mode_of(nonlinearity, "rnn"),
-            input,
-            hx,
-            value_or_undefined({}),
-            weights,
-            lengths,
-            dropout_noise,
-            has_biases,
-            bidirectional};
-  }
-  static RnnResults results(RecurrentResults&& r) { return {std::move(r.output), std::move(r.hy)}; }
-  static RnnTrainingResults training_results(RecurrentResults&& r) {
-    return {std::move(r.output), std::move(r.hy), std::move(r.reserve)};
-  }
-  static RecurrentResults taken(RnnTrainingResults&& r) {
-    return {std::get<0>(r), std::get<1>(r), {}, std::get<2>(r)};
-  }
-};
-
-struct Gru : Rnn {
-  static constexpr const auto& op = gru_op;
-  static constexpr const auto& training_op = gru_training_op;
-  static constexpr const auto& backward_op = gru_backward_op;
-
-  static RecurrentCall call(const Tensor& input, const Tensor& hx, at::TensorList weights,
-                            const OptionalTensor& lengths, const OptionalTensor& dropout_noise,
-                            bool has_biases, bool bidirectional) {
-    return {RecurrentMode::kGru, input,      hx,           value_or_undefined({}), weights, lengths,
-            dropout_noise,       has_biases, bidirectional};
-  }
-};
-
-struct Lstm {
-  static constexpr const auto& op = lstm_op;
-  static constexpr const auto& training_op = lstm_training_op;
-  static constexpr const auto& backward_op = lstm_backward_op;
-
-  static RecurrentCall call(const Tensor& input, const Tensor& hx, const Tensor& cx,
-                            at::TensorList weights, const OptionalTensor& lengths,
-                            const OptionalTensor& dropout_noise, bool has_biases,
-                            bool bidirectional) {
-    return {RecurrentMode::kLstm, input,      hx,           cx, weights, lengths,
-            dropout_noise,        has_biases, bidirectional};
-  }
-  static LstmResults results(RecurrentResults&& r) {
-    return {std::move(r.output), std::move(r.hy), std::move(r.cy)};
-  }
-  static LstmTrainingResults training_results(RecurrentResults&& r) {
-    return {std::move(r.output), std::move(r.hy), std::move(r.cy), std::move(r.reserve)};
-  }
-  static RecurrentResults taken(LstmTrainingResults&& r) {
-    return {std::get<0>(r), std::get<1>(r), std::get<2>(r), std::get<3>(r)};
-  }
-};
 
 // ---- autograd -----------------------------------------------------------------------------------
 
@@ -170,11 +105,20 @@ bool any_dual(const RecurrentCall& call) {
          is_dual(value_or_undefined(call.dropout_noise));
 }
 
+bool has_cuda_kernels(const RecurrentCall& call) {
+#ifdef FASTACT_CUDA
+  return call.input.is_cuda() && !is_defined(call.lengths);
+#else
+  static_cast<void>(call);
+  return false;
+#endif
+}
+
 // A nested or an undefined tensor has no sizes, of which the kernels' checks tell; other devices
-// keep what the composition's own nodes keep.
+// keep what the composition's own nodes keep, and so do sequences of several lengths on CUDA.
 bool differentiated_here(const RecurrentCall& call) {
   return enabled() && has_sizes(call.input) && is_kernel_dtype(call.input.scalar_type()) &&
-         (call.input.is_cpu() || call.input.is_meta()) &&
+         (call.input.is_cpu() || call.input.is_meta() || has_cuda_kernels(call)) &&
          !compute_requires_grad(value_or_undefined(call.dropout_noise));
 }
 
@@ -227,9 +171,6 @@ struct Forward<F, Results(A...)> {
     return F::results(std::move(r));
   }
   static Results composed(A... a) { return F::results(compose_recurrent(F::call(a...))); }
-  static Results cpu(A... a) {
-    return F::results(recurrent_cpu(F::call(a...), /*training=*/false));
-  }
 
   static RecurrentResults outputs(const RecurrentCall& call) {
     const RecurrentSizes s = check_recurrent(call.name(), call);
@@ -266,33 +207,18 @@ struct Training<F, Results(A...)> {
   static Results composed(A... a) {
     return F::training_results(compose_recurrent_training(F::call(a...)));
   }
-  static Results cpu(A... a) {
-    return F::training_results(recurrent_cpu(F::call(a...), /*training=*/true));
-  }
 };
 
 // ---- backward -----------------------------------------------------------------------------------
 
-// Gradients as an operator returns them: an empty tensor where none was asked for.
-Tensor or_empty(const Tensor& gradient, const Tensor& input) {
-  return gradient.defined() ? gradient : at::empty({0}, input.options());
+RecurrentGradients composed_gradients(const RecurrentCall& call,
+                                      const RecurrentOutputGradients& grads, const Tensor&,
+                                      const RecurrentMask& mask) {
+  return compose_recurrent_backward(call, grads, mask);
 }
-RnnGradients rnn_gradients(RecurrentGradients&& g, const Tensor& input) {
-  for (Tensor& w : g.weights) {
-    w = or_empty(w, input);
-  }
-  return {or_empty(g.input, input), or_empty(g.hx, input), std::move(g.weights)};
-}
-LstmGradients lstm_gradients(RecurrentGradients&& g, const Tensor& input) {
-  const Tensor cx = or_empty(g.cx, input);
-  auto [dinput, dhx, dweights] = rnn_gradients(std::move(g), input);
-  return {dinput, dhx, cx, std::move(dweights)};
-}
-
-enum class By { kCpu, kComposition, kFake };
 
 RecurrentGradients fake_gradients(const RecurrentCall& call, const RecurrentOutputGradients& grads,
-                                  const RecurrentMask& mask) {
+                                  const Tensor&, const RecurrentMask& mask) {
   check_recurrent_backward({call.name(), "_backward"}, call, grads, mask);
   std::size_t at = 0;
   const auto like = [&](const Tensor& t) {
@@ -308,19 +234,6 @@ RecurrentGradients fake_gradients(const RecurrentCall& call, const RecurrentOutp
   return result;
 }
 
-template <By by>
-RecurrentGradients gradients_by(const RecurrentCall& call, const RecurrentOutputGradients& grads,
-                                const Tensor& reserve, const RecurrentMask& mask) {
-  switch (by) {
-    case By::kCpu:
-      return recurrent_backward_cpu(call, grads, reserve, mask);
-    case By::kComposition:
-      return compose_recurrent_backward(call, grads, mask);
-    case By::kFake:
-      return fake_gradients(call, grads, mask);
-  }
-}
-
 // Whether the gradients must themselves be differentiable.
 bool differentiated(const RecurrentCall& call, const RecurrentOutputGradients& grads) {
   return any_dual(call) || is_dual(grads.output) || is_dual(grads.hy) || is_dual(grads.cy) ||
@@ -328,21 +241,8 @@ bool differentiated(const RecurrentCall& call, const RecurrentOutputGradients& g
                                grads.cy, value_or_undefined(call.dropout_noise));
 }
 
-// The kernels of rnn_backward and gru_backward, whose arguments differ by the nonlinearity N.
 template <class F, class... N>
-struct RnnBackward {
-  template <class Run>
-  static RnnGradients run(const Run& run, const OptionalTensor& grad_output,
-                          const OptionalTensor& grad_hy, const Tensor& input, const Tensor& hx,
-                          at::TensorList weights, const OptionalTensor& lengths,
-                          const OptionalTensor& dropout_noise, bool has_biases, bool bidirectional,
-                          N... nonlinearity) {
-    const RecurrentCall call = F::call(input, hx, weights, lengths, dropout_noise, has_biases,
-                                       bidirectional, nonlinearity...);
-    return run(call, RecurrentOutputGradients{value_or_undefined(grad_output),
-                                              value_or_undefined(grad_hy), call.cx});
-  }
-
+struct RnnBackward : RnnBackwardKernel<F, N...> {
   static RnnGradients autograd(c10::DispatchKeySet keys, const OptionalTensor& grad_output,
                                const OptionalTensor& grad_hy, const Tensor& input, const Tensor& hx,
                                at::TensorList weights, const OptionalTensor& lengths,
@@ -359,25 +259,12 @@ struct RnnBackward {
                                        input, hx, weights, lengths, dropout_noise, reserve,
                                        has_biases, bidirectional, nonlinearity..., mask);
     };
-    return run(compose_or_redispatch, grad_output, grad_hy, input, hx, weights, lengths,
-               dropout_noise, has_biases, bidirectional, nonlinearity...);
-  }
-
-  template <By by>
-  static RnnGradients kernel(const OptionalTensor& grad_output, const OptionalTensor& grad_hy,
-                             const Tensor& input, const Tensor& hx, at::TensorList weights,
-                             const OptionalTensor& lengths, const OptionalTensor& dropout_noise,
-                             const Tensor& reserve, bool has_biases, bool bidirectional,
-                             N... nonlinearity, RecurrentMask mask) {
-    const auto compute = [&](const RecurrentCall& call, const RecurrentOutputGradients& grads) {
-      return rnn_gradients(gradients_by<by>(call, grads, reserve, mask), input);
-    };
-    return run(compute, grad_output, grad_hy, input, hx, weights, lengths, dropout_noise,
-               has_biases, bidirectional, nonlinearity...);
+    return RnnBackward::run(compose_or_redispatch, grad_output, grad_hy, input, hx, weights,
+                            lengths, dropout_noise, has_biases, bidirectional, nonlinearity...);
   }
 };
 
-struct LstmBackward {
+struct LstmBackward : LstmBackwardKernel {
   static LstmGradients autograd(c10::DispatchKeySet keys, const OptionalTensor& grad_output,
                                 const OptionalTensor& grad_hy, const OptionalTensor& grad_cy,
                                 const Tensor& input, const Tensor& hx, const Tensor& cx,
@@ -396,20 +283,6 @@ struct LstmBackward {
                                        grad_cy, input, hx, cx, weights, lengths, dropout_noise,
                                        reserve, has_biases, bidirectional, mask);
   }
-
-  template <By by>
-  static LstmGradients kernel(const OptionalTensor& grad_output, const OptionalTensor& grad_hy,
-                              const OptionalTensor& grad_cy, const Tensor& input, const Tensor& hx,
-                              const Tensor& cx, at::TensorList weights,
-                              const OptionalTensor& lengths, const OptionalTensor& dropout_noise,
-                              const Tensor& reserve, bool has_biases, bool bidirectional,
-                              RecurrentMask mask) {
-    const RecurrentCall call =
-        Lstm::call(input, hx, cx, weights, lengths, dropout_noise, has_biases, bidirectional);
-    const RecurrentOutputGradients grads{value_or_undefined(grad_output),
-                                         value_or_undefined(grad_hy), value_or_undefined(grad_cy)};
-    return lstm_gradients(gradients_by<by>(call, grads, reserve, mask), input);
-  }
 };
 
 // ---- registration -------------------------------------------------------------------------------
@@ -418,11 +291,13 @@ template <class F, class Schema, class TrainingSchema>
 struct Registrations {
   using Own = Forward<F, Schema>;
   using OwnTraining = Training<F, TrainingSchema>;
-  const Registration forward{F::op, fastact::Autograd<&Own::autograd>{}, Cpu<&Own::cpu>{},
+  const Registration forward{F::op, fastact::Autograd<&Own::autograd>{},
+                             Cpu<&ForwardKernel<F, Schema>::template inference<&recurrent_cpu>>{},
                              Fake<&Own::fake>{}, Composed<&Own::composed>{}};
-  const Registration training{F::training_op, fastact::Autograd<&OwnTraining::autograd>{},
-                              Cpu<&OwnTraining::cpu>{}, Fake<&OwnTraining::fake>{},
-                              Composed<&OwnTraining::composed>{}};
+  const Registration training{
+      F::training_op, fastact::Autograd<&OwnTraining::autograd>{},
+      Cpu<&ForwardKernel<F, TrainingSchema>::template training<&recurrent_cpu>>{},
+      Fake<&OwnTraining::fake>{}, Composed<&OwnTraining::composed>{}};
 };
 const Registrations<Rnn, RnnSchemaOf<RnnResults>, RnnSchemaOf<RnnTrainingResults>> register_rnn;
 const Registrations<Gru, GruSchemaOf<RnnResults>, GruSchemaOf<RnnTrainingResults>> register_gru;
@@ -431,9 +306,10 @@ const Registrations<Lstm, LstmSchemaOf<LstmResults>, LstmSchemaOf<LstmTrainingRe
 
 template <class Own>
 Registration register_backward(const auto& op) {
-  return {op, fastact::Autograd<&Own::autograd>{}, Cpu<&Own::template kernel<By::kCpu>>{},
-          Fake<&Own::template kernel<By::kFake>>{},
-          Composed<&Own::template kernel<By::kComposition>>{}};
+  return {op, fastact::Autograd<&Own::autograd>{},
+          Cpu<&Own::template kernel<&recurrent_backward_cpu>>{},
+          Fake<&Own::template kernel<&fake_gradients>>{},
+          Composed<&Own::template kernel<&composed_gradients>>{}};
 }
 const Registration register_rnn_backward =
     register_backward<RnnBackward<Rnn, c10::string_view>>(rnn_backward_op);

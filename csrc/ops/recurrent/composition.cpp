@@ -278,6 +278,11 @@ RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
   Stack stack(call, check_recurrent_backward(op, call, grads, mask));
   check_length_values(op, call);
   RecurrentGradients all = stack.backward(grads);
+  keep_wanted(call, mask, all);
+  return all;
+}
+
+void keep_wanted(const RecurrentCall& call, const RecurrentMask& mask, RecurrentGradients& all) {
   std::size_t at = 0;
   const auto keep = [&](Tensor& gradient) {
     if (!mask[at++]) {
@@ -292,7 +297,6 @@ RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
   for (Tensor& gradient : all.weights) {
     keep(gradient);
   }
-  return all;
 }
 
 }  // namespace fastact

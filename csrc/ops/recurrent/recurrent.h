@@ -161,6 +161,9 @@ RecurrentGradients compose_recurrent_backward(const RecurrentCall& call,
                                               const RecurrentOutputGradients& grads,
                                               const RecurrentMask& mask);
 
+// Leaves undefined what the mask does not ask for.
+void keep_wanted(const RecurrentCall& call, const RecurrentMask& mask, RecurrentGradients& all);
+
 // ---- CPU kernels --------------------------------------------------------------------------------
 
 // The elements of the reserve, of the compute type, or 0 where the CPU kernels do not run: then
