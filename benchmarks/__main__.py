@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import limits, machine, measure, records, report
+from . import cuda, limits, machine, measure, records, report
 from .contenders import CONTENDERS, DEFAULT_CONTENDERS
 from .operations import DTYPES, resident
 from .outcome import Outcome
@@ -79,6 +79,12 @@ def parse(arguments):
         type=float,
         metavar="RATIO",
         help="exit with 1 if a case of fastact fails or is below this ratio to the baseline",
+    )
+    add(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: the table of benchmarks/cuda.py, of which --only and --rounds choose",
     )
     add("--list", action="store_true", help="print the chosen cases and stop")
     options = parser.parse_args(arguments)
@@ -211,6 +217,8 @@ def run(options, selected):
 
 def main(arguments=None):
     options = parse(arguments)
+    if options.device == "cuda":
+        return cuda.main(options.only, options.rounds, options.list)
     selected = chosen_cases(options)
     if options.list:
         print("\n".join(case.name for case in selected))

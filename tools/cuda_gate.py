@@ -1,10 +1,9 @@
 """``python tools/cuda_gate.py`` compiles every CUDA kernel and looks at what came of it. No GPU.
 
-Each family (csrc/cuda/*.cu, or tests/cuda/*.cu until it is registered) is compiled for each dtype
-and architecture. It fails where a register is spilled, where a kernel has local memory, or
-computes in double precision though its dtype is not float64, and where a kernel of whole vectors
-does not access global memory by 16 bytes. Needs nvcc, and nvdisasm: of the CUDA toolkit, or of an
-installed Triton.
+Each family (csrc/cuda/*.cu) is compiled for each dtype and architecture. It fails where a register
+is spilled, where a kernel has local memory, or computes in double precision though its dtype is not
+float64, and where a kernel of whole vectors does not access global memory by 16 bytes. Needs nvcc,
+and nvdisasm: of the CUDA toolkit, or of an installed Triton.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = (ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda")
+SOURCES = ROOT / "csrc" / "cuda"
 FOLDER = ROOT / "build" / "cuda-gate"
 
 FAMILIES = ("elementwise", "prelu", "softmax", "epilogue", "recurrent")
@@ -97,11 +96,10 @@ def compile_kernels(
     if may_be_double is None:
         may_be_double = dtype == "double"
     cubin = FOLDER / f"{family}-{dtype}-{architecture}.cubin"
-    source = next(path for s in SOURCES if (path := s / f"{family}.cu").exists())
     checks = "-v,-warn-spills,-warn-lmem-usage,-Werror"
     checks += "" if may_be_double else ",-warn-double-usage"
     command = [find("nvcc"), *FLAGS, f"-DFASTACT_TYPE={dtype}", f"-arch={architecture}"]
-    command += ["-Xptxas", checks, "-o", str(cubin), str(source)]
+    command += ["-Xptxas", checks, "-o", str(cubin), str(SOURCES / f"{family}.cu")]
     compiled = subprocess.run(command, capture_output=True, text=True)
     if compiled.returncode:
         lines = _demangled(compiled.stderr).splitlines()
