@@ -196,9 +196,8 @@ def main(only, rounds, list_alone):
         return 2
     timer = Timer()
     ceilings = measure_ceilings(timer)
-    print(
-        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, fastact {fastact.__version__}"
-    )
+    versions = f"PyTorch {torch.__version__}, fastact {fastact.__version__}"
+    print(f"{torch.cuda.get_device_name()}, {versions}")
     print(f"copy {ceilings.bytes_per_second / 1e9:.0f} GB/s")
     for dtype, rate in ceilings.operations_per_second.items():
         print(f"product {dtype} {rate / 1e12:.0f} TFLOP/s")
