@@ -82,4 +82,5 @@ FAULTS = [
 @each_fault(FAULTS)
 def test_faults_are_noticed(fault):
     ran = run(build_operators(fault), "-x")
-    assert ran.returncode == 1, ran.stdout[-2000:] + ran.stderr
+    # A test fails, or the process dies of what was written where it must not be.
+    assert ran.returncode == 1 or ran.returncode < 0, ran.stdout[-2000:] + ran.stderr

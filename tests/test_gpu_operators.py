@@ -415,12 +415,10 @@ def test_linear_keeps_nan():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_conv(activation, add, last, dtype):
     leaves = operands((2, 4, 9, 8), (8, 4, 3, 3), (8,), *[(2, 8, 9, 8)] * add, dtype=dtype)
-    if last:
-        leaves = [
+    if last:  # but the residual, which then lies in another way than the output
+        leaves[:2] = [
             t.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-            if t.dim() == 4
-            else t
-            for t in leaves
+            for t in leaves[:2]
         ]
     wide = [t.detach().double().requires_grad_() for t in leaves]
     x, w, b, *residual = leaves
