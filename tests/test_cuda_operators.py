@@ -61,14 +61,11 @@ FAULTS = [
     Fault(SOFTMAX, "rows.mask_sizes[0] = t.size(-2);", "rows.mask_sizes[0] = t.size(-1);"),
     Fault(LINEAR, "residual->contiguous()", "*residual"),
     Fault(LINEAR, "is_defined(bias) ? bias->contiguous() : Tensor()", "Tensor()"),
-    Fault(LINEAR, "save_output ? *saved : epilogue.saved_from(*saved)", "*saved"),
     Fault(CONV, "with_layout_of(y, *residual)", "*residual"),
-    Fault(CONV, "!last(grad).is_contiguous() ||", ""),
     Fault(RECURRENT, "i == 1 ? 0 : steps_ - 1", "steps_ - 1"),
     Fault(
         RECURRENT, "call_.hx[index(layer, direction)].contiguous()", "call_.hx[0].contiguous()", 2
     ),
-    Fault(RECURRENT, "i * state_, state_).contiguous()", "i * state_, state_)"),
     Fault(RECURRENT, "at += count;", "at += count - 1;"),
     Fault(
         RECURRENT,
