@@ -46,13 +46,13 @@ ConvAlgorithm winograd_of(const ConvProblem& p, Winograd setting, bool packed) {
 }
 
 // Whether so many pixels are worth transforming a weight for one call. With 512 channels, 49 pixels
-// took 1.05 to 1.3 times as long as PyTorch's, 196 with 256 channels as long (2 threads, Zen 3); on
-// a Zen 5 196 pixels took 0.34 to 0.58 times as long with 128 channels or more.
+// took 1.05 to 1.3 times as long as PyTorch's, 196 with 256 channels as long (2 threads, Zen 3). On
+// a Zen 5 196 pixels took 0.34 to 0.58 times as long with 128 to 256 channels; with 512 as long,
+// and 1.1 times in training, which transforms the weight twice.
 bool pays_for_packing(const ConvProblem& p) {
-  constexpr int64_t kLeastPixels = 192;
-  constexpr int64_t kSmallWeight = 1 << 14;  // pairs of channels, which are transformed in cache
-  const int64_t pixels = p.images * p.pixels();
-  return pixels >= (p.out_channels * p.group_channels() <= kSmallWeight ? 64 : kLeastPixels);
+  const int64_t pairs = p.out_channels * p.group_channels();
+  const int64_t least = pairs <= 1 << 14 ? 64 : pairs <= 1 << 16 ? 192 : 256;
+  return p.images * p.pixels() >= least;
 }
 
 }  // namespace
