@@ -11,6 +11,7 @@ watched there: what tests see are results.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,14 +54,19 @@ def _run(command: Sequence[object]) -> None:
 
 
 def _once(name: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The file that ``make`` writes, made anew where the key is another. Two processes may ask."""
+    """The file that ``make`` writes, made anew where the key is another. Of several processes that
+    ask, one makes it."""
     path = FOLDER / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not path.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-            made = Path(folder, "made")
-            make(made)
-            os.replace(made, path)
+    if path.exists():
+        return path
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with Path(f"{path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
+                made = Path(folder, "made")
+                make(made)
+                os.replace(made, path)
     return path
 
 
@@ -157,12 +164,15 @@ def build_operators(fault: Fault | None = None) -> Path:
     torch_flags = [f"-isystem{path}" for path in cpp_extension.include_paths("cpu")]
     torch_flags += ["-DFASTACT_EMULATED", "-DNDEBUG"]
     kernels = ["-DFASTACT_ISA=cuda", *(["-mfma"] if " fma " in CPU.read_text() else [])]
-    objects = [_emulator()]
-    for source in sorted((ROOT / "csrc").glob("ops/*/cuda.cpp")):
-        objects.append(_object(source, torch_flags, fault))
-    for source in sorted((ROOT / "csrc").glob("cuda/*.cu")):
-        for name in TYPES:
-            objects.append(_object(source, [*kernels, f"-DFASTACT_TYPE={name}"], fault))
+    sources = [(path, torch_flags) for path in sorted((ROOT / "csrc").glob("ops/*/cuda.cpp"))]
+    sources += [
+        (path, [*kernels, f"-DFASTACT_TYPE={name}"])
+        for path in sorted((ROOT / "csrc").glob("cuda/*.cu"))
+        for name in TYPES
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda unit: _object(*unit, fault), sources)
+        objects = [_emulator(), *made]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths("cpu")]
     libraries += ["-lc10", "-ltorch_cpu", "-ltorch"]
     # A later object's kernel replaces an earlier one's of the same operator.
