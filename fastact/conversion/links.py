@@ -336,7 +336,7 @@ def pool_from(values: Mapping[str, Any]) -> Pool | None:
     """Of the arguments after the input, or of a module's attributes."""
     kernel_size = values.get("kernel_size")
     stride = values.get("stride")
-    pairs = [
+    pairs: list[Any] = [
         (value, value) if type(value) is int else value
         for value in (
             kernel_size,
@@ -350,7 +350,8 @@ def pool_from(values: Mapping[str, Any]) -> Pool | None:
         return None
     if any(type(p) is not tuple or [type(one) for one in p] != [int, int] for p in pairs):
         return None
-    return Pool(*pairs, ceil_mode)
+    kernel, stride, padding, dilation = pairs
+    return Pool(kernel, stride, padding, dilation, ceil_mode)
 
 
 def pool_of_call(

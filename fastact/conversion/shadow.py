@@ -238,14 +238,14 @@ def _contiguous(value: Any) -> Any:
     return value.contiguous() if is_turned else value
 
 
-def _turning(made: list[type]) -> Callable[..., Any]:
-    """The forward of a class that turns its images, and its results back."""
+def _turning(made: list[Any]) -> Callable[..., Any]:
+    """The forward of the class in that list, which turns its images, and its results back."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         turns = any(map(_is_of_planes, tree_leaves((args, kwargs))))
         if turns:
             args, kwargs = tree_map(_channels_last, (args, kwargs))
-        result = super(made[0], self).forward(*args, **kwargs)  # type: ignore[misc]
+        result = super(made[0], self).forward(*args, **kwargs)
         return tree_map(_contiguous, result) if turns else result
 
     return forward
@@ -290,7 +290,7 @@ def _made(kind: type, bases: tuple[type, ...], roles: Roles, frozen: bool, turns
         BASE: kind,
         FROZEN: frozen,
     }
-    itself: list[type] = []
+    itself: list[Any] = []
     if turns:
         members["forward"] = _turning(itself)
     # Past a metaclass of the user's, but for what makes a class abstract.
