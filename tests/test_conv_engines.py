@@ -17,7 +17,7 @@ CHANNELS_LAST = torch.channels_last
 
 # Operands of conv for which each algorithm is chosen: (shape of input, shape of weight, keywords).
 ENGINES = {
-    "winograd2": ((1, 260, 14, 14), (256, 260, 3, 3), {"padding": [1]}),
+    "winograd2": ((1, 260, 16, 16), (256, 260, 3, 3), {"padding": [1]}),
     "winograd4": ((1, 32, 32, 33), (40, 32, 3, 3), {"padding": [1]}),
     "depthwise": ((2, 24, 18, 19), (24, 1, 3, 3), {"padding": [1], "groups": 24}),
     "depthwise 5x5": (

@@ -313,7 +313,8 @@ def test_memory_format(mode):
     for t in (torch.ones(2, 3), torch.ones(2, 3, 4, 5), torch.ones(2, 3, 4, 5, 6), None):
         result = identity(t)
         assert t is None or (torch.equal(result, t) and result.stride() == t.stride())
-    compiled = torch.compile(fastact.convert(nn.Sequential(_conv()), memory_format=CHANNELS_LAST))
+    edges = fastact.convert(nn.Sequential(_conv()), memory_format=CHANNELS_LAST)
+    compiled = torch.compile(edges, fullgraph=True, backend="eager")
     assert compiled(_images(2, 16, 8, 8)).is_contiguous()
     with pytest.raises(ValueError, match=r"expected torch\.channels_last or None"):
         fastact.convert(model, mode=mode, memory_format=torch.preserve_format)
